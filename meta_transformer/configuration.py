@@ -1,0 +1,139 @@
+"""`MetaTransformerConfig`: the trunk's shape at the top level, one entry for each modality and each head."""
+
+from dataclasses import fields
+from typing import Any, ClassVar, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+from .registry import HEADS, MODALITIES
+
+__all__ = ["MetaTransformerConfig"]
+
+
+def _build(config_class: type, value: Any, owner: str) -> Any:
+    """An instance of `config_class` from a dictionary, from nothing, or as it is."""
+    if isinstance(value, config_class):
+        return value
+    if not isinstance(value, dict | None):
+        raise TypeError(f"The configuration of {owner} must be a dict or {config_class.__name__}, got {value!r}.")
+    known = [field.name for field in fields(config_class)]
+    if unknown := sorted(set(value or {}) - set(known)):
+        raise ValueError(f"{owner} has no option {unknown}. {config_class.__name__} has {known}.")
+    return config_class(**(value or {}))
+
+
+@strict
+class MetaTransformerConfig(PreTrainedConfig):
+    """Configuration of a trunk together with the tokenizers in front of it and the heads behind it.
+
+    Attributes:
+        hidden_size: Width of the tokens.
+        num_hidden_layers: Number of blocks.
+        num_attention_heads: Attention heads, a divisor of `hidden_size`.
+        intermediate_size: Inner width of the feed-forward parts.
+        hidden_act: Activation by transformers' name; `"gelu"` is the exact one, `"quick_gelu"` is OpenAI CLIP's.
+        layer_norm_eps: 1e-5 in Meta-Transformer and CLIP, 1e-6 in timm's ViT, 1e-12 in transformers' ViT.
+        qkv_bias: Whether the query, key and value projections have a bias.
+        attention_dropout: Dropout of attention weights, in training with an unfrozen trunk.
+        drop_path_rate: Stochastic depth of the last block, rising linearly from 0 at the first.
+        layer_scale_init_value: Start of the learned branch factors as in DINOv2; `None` for none.
+        use_pre_layernorm: Whether a norm comes before the first block, CLIP's `ln_pre`.
+        use_final_layernorm: Whether a norm comes after the last block.
+        initializer_range: Standard deviation of newly made weights.
+        pooling: What `pooler_output` is: the class token, or the mean over the other tokens.
+        modalities: The tokenizers by modality: a list of names for the defaults, or a dict from name to the options
+            of that tokenizer. Samples with several modalities are concatenated in this order.
+        heads: The options of the heads by name.
+        freeze_encoder: Whether the trunk is frozen, now and after loading.
+        encoder_name_or_path: Where the trunk's weights came from; `None` when they were made at random.
+    """
+
+    model_type = "meta_transformer"
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["hidden_states", "attentions"]
+    base_model_fsdp_plan: ClassVar[dict[Any, str]] = {"encoder.layers.*": "free_full_weight"}
+
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    layer_norm_eps: float = 1e-5
+    qkv_bias: bool = True
+    attention_dropout: float | int = 0.0
+    drop_path_rate: float | int = 0.0
+    layer_scale_init_value: float | None = None
+    use_pre_layernorm: bool = False
+    use_final_layernorm: bool = True
+    initializer_range: float = 0.02
+    pooling: Literal["cls", "mean"] = "cls"
+    modalities: dict[str, Any] | list[str] | tuple[str, ...] = ("image",)
+    heads: dict[str, Any] | None = None
+    freeze_encoder: bool = True
+    encoder_name_or_path: str | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        modalities = self.modalities if isinstance(self.modalities, dict) else dict.fromkeys(self.modalities)
+        self.modalities = {
+            name: _build(MODALITIES[name].config_class, value, f"modality {name!r}")
+            for name, value in modalities.items()
+        }
+        self.heads = {
+            name: _build(HEADS[name].config_class, value, f"head {name!r}") for name, value in (self.heads or {}).items()
+        }
+        super().__post_init__(**kwargs)
+
+    def validate_trunk(self) -> None:
+        """Refuse shapes that cannot be built."""
+        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size must be a multiple of num_attention_heads, got {self.hidden_size} and "
+                f"{self.num_attention_heads}."
+            )
+        for name in ("attention_dropout", "drop_path_rate"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is a probability below 1, got {getattr(self, name)}.")
+
+    def validate_modalities(self) -> None:
+        """Refuse a model that could take no input."""
+        if not self.modalities:
+            raise ValueError(f"modalities is empty; name at least one of {MODALITIES.names()}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """All settings as JSON types, the tokenizers' and heads' own included."""
+        output = super().to_dict()
+        for part in ("modalities", "heads"):
+            output[part] = {name: config.to_dict() for name, config in getattr(self, part).items()}
+        return output
+
+    @classmethod
+    def _named(cls, shape: tuple[int, int, int], options: dict[str, Any]) -> "MetaTransformerConfig":
+        width, depth, heads = shape
+        trunk = {"hidden_size": width, "num_hidden_layers": depth, "num_attention_heads": heads}
+        return cls(**{**trunk, "intermediate_size": 4 * width, **options})
+
+    @classmethod
+    def tiny(cls, **options: Any) -> "MetaTransformerConfig":
+        """192 wide, 12 deep, 3 heads; `options` are any other fields."""
+        return cls._named((192, 12, 3), options)
+
+    @classmethod
+    def small(cls, **options: Any) -> "MetaTransformerConfig":
+        """384 wide, 12 deep, 6 heads; `options` are any other fields."""
+        return cls._named((384, 12, 6), options)
+
+    @classmethod
+    def base_patch16(cls, **options: Any) -> "MetaTransformerConfig":
+        """768 wide, 12 deep, 12 heads, as Meta-Transformer-B16; `options` are any other fields."""
+        return cls._named((768, 12, 12), options)
+
+    @classmethod
+    def large_patch14(cls, **options: Any) -> "MetaTransformerConfig":
+        """1024 wide, 24 deep, 16 heads, as Meta-Transformer-L14, with images in patches of 14; `options` as above."""
+        modalities = options.get("modalities", ["image"])
+        if not isinstance(modalities, dict):
+            modalities = {name: {"patch_size": 14} if name == "image" else None for name in modalities}
+        return cls._named((1024, 24, 16), {**options, "modalities": modalities})

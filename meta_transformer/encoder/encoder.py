@@ -1,0 +1,93 @@
+"""The trunk: a stack of pre-norm blocks between two optional norms, which can be frozen."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+from transformers.masking_utils import create_bidirectional_mask
+
+from .attention import SelfAttention
+from .layer import DropPath, MetaTransformerLayer
+
+__all__ = ["MetaTransformerEncoder"]
+
+
+class MetaTransformerEncoder(nn.Module):
+    """Encode tokens of any origin; the one part that all modalities and tasks share.
+
+    A frozen encoder takes no gradient and draws no dropout, also in training mode. Gradients still flow through it to
+    the tokens, so that a tokenizer in front of it can learn.
+
+    Args:
+        config: A `MetaTransformerConfig`.
+    """
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.frozen = False
+        norm = (config.hidden_size, config.layer_norm_eps)
+        # CLIP normalises the tokens before the first block ("ln_pre")
+        self.pre_layernorm = nn.LayerNorm(*norm) if config.use_pre_layernorm else nn.Identity()
+        rates = torch.linspace(0, config.drop_path_rate, config.num_hidden_layers, device="cpu").tolist()
+        self.layers = nn.ModuleList(MetaTransformerLayer(config, rate) for rate in rates)
+        self.layernorm = nn.LayerNorm(*norm) if config.use_final_layernorm else nn.Identity()
+
+    def forward(self, hidden_states: Tensor, mask: Tensor | None = None, **kwargs: Any) -> Tensor:
+        """Run the blocks.
+
+        Args:
+            hidden_states: Tokens, `(batch, tokens, hidden)`.
+            mask: `(batch, tokens)`, true for real tokens; `None` when nothing is padded.
+            kwargs: Passed on to the attention function, such as `cu_seq_lens_q` for flash attention.
+
+        Returns:
+            Encoded tokens, `(batch, tokens, hidden)`. Columns of padding hold undefined values.
+        """
+        hidden_states = self.pre_layernorm(hidden_states)
+        attention_mask = create_bidirectional_mask(
+            config=self.config, inputs_embeds=hidden_states, attention_mask=mask
+        )
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, attention_mask, **kwargs)
+        return self.layernorm(hidden_states)
+
+    def train(self, mode: bool = True) -> "MetaTransformerEncoder":
+        """Set the training mode of all parts, except that a frozen trunk's own sources of noise stay silent.
+
+        The layers themselves do enter training mode, because activation checkpointing asks for it, and so does what
+        PEFT has put inside them, whose dropout belongs to the adapter.
+        """
+        super().train(mode)
+        if self.frozen:
+            self.training = False
+            for module in self.modules():
+                if isinstance(module, SelfAttention | DropPath):
+                    module.training = False
+        return self
+
+    def freeze(self) -> None:
+        """Stop gradients for the trunk's own weights, and its noise."""
+        self._set_frozen(True)
+
+    def unfreeze(self) -> None:
+        """Undo `freeze`."""
+        self._set_frozen(False)
+
+    def _set_frozen(self, frozen: bool) -> None:
+        self.frozen = frozen
+        for parameter in self.trunk_parameters().values():
+            parameter.requires_grad_(not frozen)
+        self.train(any(layer.training for layer in self.layers))
+
+    def trunk_parameters(self) -> dict[str, nn.Parameter]:
+        """The trunk's own weights by name, with or without PEFT adapters around them."""
+        adapters = tuple(
+            f"{path}.{name}." for path, module in self.named_modules() for name in getattr(module, "adapter_layer_names", ())
+        )
+        return {
+            name.replace(".base_layer.", "."): parameter
+            for name, parameter in self.named_parameters()
+            if not name.startswith(adapters)
+        }

@@ -1,0 +1,297 @@
+"""The models: tokenizers in front of the shared trunk, and a head behind it.
+
+    raw tensors -> tokenizers -> [class token, segment, segment, ...] -> encoder -> head -> loss and prediction
+
+`MetaTransformerModel` ends at the encoder. `MetaTransformerForTask` adds the head named by `head_name`; every task's
+model class is two lines on top of it.
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .checkpoints.loading import LoadingMixin
+from .checkpoints.sharing import SharingMixin
+from .configuration import MetaTransformerConfig
+from .encoder import MetaTransformerEncoder, fingerprint
+from .encoder.attention import SelfAttention
+from .encoder.layer import MetaTransformerLayer
+from .registry import HEADS, MODALITIES
+from .sequence import TokenSequence
+from .summary import ParameterSummary
+
+__all__ = [
+    "MetaTransformerForClassification",
+    "MetaTransformerForTask",
+    "MetaTransformerModel",
+    "MetaTransformerOutput",
+    "MetaTransformerPreTrainedModel",
+]
+
+# What a forward takes beside the modalities' own tensors.
+_FORWARD_OPTIONS = frozenset(TransformersKwargs.__annotations__) | {"return_dict"}
+
+
+@dataclass
+class MetaTransformerOutput(BaseModelOutputWithPooling):
+    """Output of `MetaTransformerModel`.
+
+    Attributes:
+        last_hidden_state: Encoded tokens, `(batch, 1 + tokens, hidden)`, the class token first.
+        pooler_output: One vector for each sample, `(batch, hidden)`; see `config.pooling`.
+        attention_mask: `(batch, 1 + tokens)` boolean, true for real tokens; `None` when nothing is padded.
+        hidden_states: On request, the input of the first block and the output of each.
+        attentions: On request and with eager attention, `(batch, heads, 1 + tokens, 1 + tokens)` for each block.
+    """
+
+    attention_mask: Tensor | None = None
+
+
+class MetaTransformerPreTrainedModel(LoadingMixin, SharingMixin, PreTrainedModel):
+    """What all models share: initialisation, freezing, fingerprint, loading and saving."""
+
+    config: MetaTransformerConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["MetaTransformerLayer"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {"hidden_states": MetaTransformerLayer, "attentions": SelfAttention}
+    model_tags = ["meta-transformer"]
+
+    def __init__(self, config: MetaTransformerConfig) -> None:
+        super().__init__(config)
+        self.main_input_name = MODALITIES[next(iter(config.modalities))].model_input_names[0]
+        self.input_modalities = tuple(config.modalities)
+        _advertise_inputs(type(self).forward)
+
+    def post_init(self) -> None:
+        super().post_init()
+        self._apply_freezing()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Initialise one module's own weights; weights that were loaded are never touched.
+
+        Linear, convolution, embedding and norm layers: transformers' defaults. Everything that holds bare parameters or
+        buffers: its own `init_parameters`.
+        """
+        super()._init_weights(module)
+        if hasattr(module, "init_parameters"):
+            module.init_parameters(self.config.initializer_range)
+
+    def freeze_encoder(self) -> None:
+        """Freeze the trunk: no gradient, no dropout, in this object and whenever it is saved and loaded again."""
+        self.config.freeze_encoder = True
+        self._apply_freezing()
+
+    def unfreeze_encoder(self) -> None:
+        """Undo `freeze_encoder`; the trunk then trains with everything else."""
+        self.config.freeze_encoder = False
+        self._apply_freezing()
+
+    def _apply_freezing(self) -> None:
+        # Not in __init__ alone: from_pretrained replaces the parameters by fresh ones, which take gradients again.
+        encoder = getattr(self.base_model, "encoder", None)
+        if encoder is not None:
+            encoder.freeze() if self.config.freeze_encoder else encoder.unfreeze()
+
+    def encoder_fingerprint(self) -> str:
+        """Hash of all weights of the trunk: equal for equal weights, and unchanged by training while it is frozen."""
+        return fingerprint(self.base_model.encoder.trunk_parameters())
+
+    def parameter_summary(self) -> ParameterSummary:
+        """How many parameters of each part train and how many are frozen; print it for a table."""
+        return ParameterSummary.of(self, prefix=f"{self.base_model_prefix}.")
+
+    def floating_point_ops(self, inputs: dict[str, Any], exclude_embeddings: bool = True) -> int:
+        """0: how many tokens a batch makes is known to its tokenizers alone, so `Trainer` shows no such figure."""
+        return 0
+
+
+class MetaTransformerModel(MetaTransformerPreTrainedModel):
+    """Tokenizers and the shared trunk.
+
+    Call it with the tensors that the processor makes, each under its own name. A sample's modalities are concatenated
+    to one sequence behind the class token.
+
+    Args:
+        config: The modalities of `config.modalities` get a tokenizer each.
+    """
+
+    def __init__(self, config: MetaTransformerConfig) -> None:
+        super().__init__(config)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
+        self.tokenizers = nn.ModuleDict(
+            {
+                name: MODALITIES[name].tokenizer_class(tokenizer_config, config.hidden_size)
+                for name, tokenizer_config in config.modalities.items()
+            }
+        )
+        # Zero, so that a pretrained image model gives what it gave before it shared its trunk.
+        self.modality_embeddings = nn.ParameterDict(
+            {name: nn.Parameter(torch.zeros(config.hidden_size)) for name in config.modalities}
+        )
+        self.encoder = MetaTransformerEncoder(config)
+        self._input_names = {name: MODALITIES[name].model_input_names for name in config.modalities}
+        self.post_init()
+
+    def init_parameters(self, std: float) -> None:
+        init.trunc_normal_(self.cls_token, std=std)
+        for embedding in self.modality_embeddings.values():
+            init.zeros_(embedding)
+
+    def tokenize(self, **inputs: Tensor | None) -> TokenSequence:
+        """Turn tensors into one sequence of tokens per sample, the class token first.
+
+        Args:
+            inputs: The tensors of one or more modalities by name; `None` counts as absent.
+
+        Returns:
+            Tokens `(batch, 1 + tokens, hidden)` with one segment for each modality present.
+
+        Raises:
+            ValueError: No input, inputs of a modality without tokenizer here, or batches of different size.
+        """
+        parts: dict[str, TokenSequence] = {}
+        for modality, names in self._input_names.items():
+            present = {name: inputs.pop(name) for name in names if name in inputs}
+            present = {name: self._cast(value) for name, value in present.items() if value is not None}
+            if not present:
+                continue
+            part = self.tokenizers[modality](**present)
+            if part.embeddings.shape[-1] != self.config.hidden_size:
+                raise ValueError(
+                    f"The tokenizer of {modality!r} makes tokens of width {part.embeddings.shape[-1]}, but the encoder "
+                    f"takes {self.config.hidden_size}; build the tokenizer with the encoder's hidden_size."
+                )
+            parts[modality] = part.replace_embeddings(part.embeddings + self.modality_embeddings[modality])
+        self._check_inputs(parts, inputs)
+        batch_size = next(iter(parts.values())).embeddings.shape[0]
+        return TokenSequence.concatenate(self.cls_token.expand(batch_size, -1, -1), parts)
+
+    def _cast(self, value: Tensor) -> Tensor:
+        return value.to(self.cls_token.dtype) if value.is_floating_point() else value
+
+    def _check_inputs(self, parts: dict[str, TokenSequence], rest: dict[str, Any]) -> None:
+        for name in (name for name, value in rest.items() if value is not None):
+            owner = next((entry.name for entry in MODALITIES if name in entry.model_input_names), None)
+            known = [name for names in self._input_names.values() for name in names]
+            if owner is None:
+                raise TypeError(f"Unknown model input {name!r}. This model takes {known}.")
+            raise ValueError(
+                f"Got {name!r} of modality {owner!r}, for which this model has no tokenizer; it has "
+                f"{list(self._input_names)}. Name {owner!r} in config.modalities."
+            )
+        if not parts:
+            raise ValueError(f"No sample has any modality. Give the inputs of at least one of {self._input_names}.")
+        sizes = {modality: part.embeddings.shape[0] for modality, part in parts.items()}
+        if len(set(sizes.values())) > 1:
+            raise ValueError(f"All modalities of a batch must have the same number of samples, got {sizes}.")
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def encode(self, sequence: TokenSequence, **kwargs: Any) -> MetaTransformerOutput:
+        """Run the trunk on tokens.
+
+        Args:
+            sequence: From `tokenize`.
+            kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, or what the attention function takes.
+
+        Returns:
+            The encoded tokens and their pooled form.
+        """
+        encoded = self.encoder(sequence.embeddings, sequence.mask, **kwargs)
+        pooled = encoded[:, 0] if self.config.pooling == "cls" else sequence.replace_embeddings(encoded).mean()
+        return MetaTransformerOutput(last_hidden_state=encoded, pooler_output=pooled, attention_mask=sequence.mask)
+
+    def forward(self, **inputs: Any) -> MetaTransformerOutput | tuple:
+        """Encode a batch.
+
+        Args:
+            inputs: The tensors that `MetaTransformerProcessor` makes, and the options of `encode`.
+
+        Returns:
+            The output of `encode`.
+        """
+        options = {name: inputs.pop(name) for name in list(inputs) if name in _FORWARD_OPTIONS}
+        return self.encode(self.tokenize(**inputs), **options)
+
+    @torch.no_grad()
+    def get_features(self, **inputs: Any) -> Tensor:
+        """One vector for each sample, `(batch, hidden)`, without gradients; arguments as of `forward`."""
+        return self(**inputs).pooler_output
+
+
+class MetaTransformerForTask(MetaTransformerPreTrainedModel):
+    """The model with one head behind it. A subclass names the head.
+
+    Args:
+        config: `config.heads[head_name]` holds the head's options, if any.
+    """
+
+    head_name: ClassVar[str]
+
+    def __init__(self, config: MetaTransformerConfig) -> None:
+        super().__init__(config)
+        head = HEADS[self.head_name]
+        config.heads.setdefault(self.head_name, head.config_class())
+        self.model = MetaTransformerModel(config)
+        self.head = head.head_class(config.heads[self.head_name], config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(self, *, labels: Any = None, num_items_in_batch: Tensor | int | None = None, **inputs: Any) -> ModelOutput:
+        """Predict, and compute the loss where there are labels.
+
+        Args:
+            labels: As the head takes them.
+            num_items_in_batch: Set by `Trainer` when it accumulates gradients: how many labels the loss is a mean over.
+            inputs: As of `MetaTransformerModel.forward`.
+
+        Returns:
+            The head's output: `loss` first, then its predictions.
+        """
+        options = {name: inputs.pop(name) for name in list(inputs) if name in _FORWARD_OPTIONS}
+        sequence = self.model.tokenize(**inputs)
+        encoded = self.model.encode(sequence, **options)
+        output = self.head(sequence.replace_embeddings(encoded.last_hidden_state), labels, num_items_in_batch)
+        for name in ("hidden_states", "attentions"):
+            if encoded.get(name) is not None:
+                output[name] = encoded[name]
+        return output
+
+    def get_features(self, **inputs: Any) -> Tensor:
+        """As `MetaTransformerModel.get_features`."""
+        return self.model.get_features(**inputs)
+
+
+class MetaTransformerForClassification(MetaTransformerForTask):
+    """Single-label or multi-label classification of samples of any modality; see `heads/classification.py`."""
+
+    head_name = "classification"
+
+
+def _advertise_inputs(forward: Callable) -> None:
+    """Give a forward that takes `**inputs` the signature that names the inputs of all registered modalities.
+
+    `Trainer` and pipelines read signatures to tell model inputs from other columns. The modalities are an open set, so
+    the signature cannot be written down; it follows the registry.
+    """
+    names = [name for entry in MODALITIES for name in entry.model_input_names]
+    keyword = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in names]
+    first, *others, rest = inspect.signature(inspect.unwrap(forward)).parameters.values()
+    forward.__signature__ = inspect.Signature([first, *keyword, *others, rest])

@@ -1,0 +1,141 @@
+"""`MetaTransformerProcessor`: one processor for any subset of the modalities."""
+
+import inspect
+from os import PathLike
+from typing import Any
+
+from transformers import BatchFeature, ProcessorMixin
+
+from .checkpoints.atomic import atomic_folder
+from .configuration import MetaTransformerConfig
+from .processors.base import ModalityProcessor
+from .registry import MODALITIES
+
+__all__ = ["MetaTransformerProcessor"]
+
+
+class MetaTransformerProcessor(ProcessorMixin):
+    """Raw data of several modalities in, one `BatchFeature` of tensors out, ready for `model(**batch)`.
+
+    Args:
+        processors: A processor for each modality, by its name; `True` stands for that modality's defaults.
+
+    Raises:
+        ValueError: A name is no registered modality, or there is none at all.
+    """
+
+    def __init__(self, **processors: ModalityProcessor | bool) -> None:
+        if not processors:
+            raise ValueError(f"Give a processor for at least one modality of {MODALITIES.names()}.")
+        self.processors: dict[str, ModalityProcessor] = {}
+        for modality, processor in processors.items():
+            processor_class = MODALITIES[modality].processor_class
+            processor = processor_class() if processor is True else processor
+            if not isinstance(processor, processor_class):
+                raise TypeError(f"{modality} must be a {processor_class.__name__} or True, got {processor!r}.")
+            self.processors[modality] = processor
+        self.chat_template = None
+
+    def __getattr__(self, name: str) -> ModalityProcessor:
+        try:
+            return self.__dict__["processors"][name]
+        except KeyError:
+            raise AttributeError(f"{type(self).__name__} has no attribute or modality {name!r}.") from None
+
+    @classmethod
+    def get_attributes(cls) -> list[str]:
+        """No fixed attributes: which modalities there are differs from processor to processor."""
+        return []
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """The names of all tensors that this processor may return."""
+        return [name for modality in self.processors for name in MODALITIES[modality].model_input_names]
+
+    def tokenizer_configs(self) -> dict[str, dict[str, Any]]:
+        """`modalities` for a `MetaTransformerConfig` whose tokenizers fit these processors."""
+        return {modality: processor.tokenizer_config() for modality, processor in self.processors.items()}
+
+    def __call__(self, *, return_tensors: str | None = "pt", **inputs: Any) -> BatchFeature:
+        """Process samples of one or more modalities.
+
+        Args:
+            return_tensors: `"pt"` or `"np"`.
+            inputs: By modality, one sample or a list of them, as that modality's processor takes them; by
+                `<modality>_kwargs`, a dict of further arguments for that processor; and any argument that a processor
+                in use takes, such as `sampling_rate`.
+
+        Returns:
+            The tensors of all modalities together.
+
+        Raises:
+            ValueError: An unknown modality, one without processor here, no sample, or different numbers of samples.
+            TypeError: An argument that none of the processors in use takes.
+        """
+        samples = {modality: inputs.pop(modality) for modality in list(inputs) if modality in MODALITIES}
+        samples = {modality: value for modality, value in samples.items() if value is not None}
+        if absent := [modality for modality in samples if modality not in self.processors]:
+            raise ValueError(f"No processor for {absent} here, only for {list(self.processors)}.")
+        if not samples and not inputs:
+            raise ValueError(f"Nothing to process. Give samples of at least one of {list(self.processors)}.")
+        arguments = self._route(samples, inputs)
+        batch = BatchFeature()
+        sizes: dict[str, int] = {}
+        for modality, value in samples.items():
+            features = self.processors[modality](value, return_tensors=return_tensors, **arguments[modality])
+            sizes[modality] = len(next(iter(features.values())))
+            batch.update(features)
+        if len(set(sizes.values())) > 1:
+            raise ValueError(f"All modalities must have the same number of samples, got {sizes}.")
+        return batch
+
+    def _route(self, samples: dict[str, Any], inputs: dict[str, Any]) -> dict[str, dict[str, Any]]:
+        """Sort keyword arguments by the processor that takes them."""
+        arguments = {modality: dict(inputs.pop(f"{modality}_kwargs", None) or {}) for modality in samples}
+        for name, value in inputs.items():
+            takers = [
+                modality
+                for modality in samples
+                if name in inspect.signature(type(self.processors[modality]).__call__).parameters
+            ]
+            if not takers:
+                raise ValueError(
+                    f"{name!r} is no modality, nor an argument of the processors in use ({list(samples)}). "
+                    f"Modalities of this processor are {list(self.processors)}; known are {MODALITIES.names()}."
+                )
+            for modality in takers:
+                arguments[modality].setdefault(name, value)
+        return arguments
+
+    def to_dict(self) -> dict[str, Any]:
+        """The state, one block for each modality."""
+        blocks = {modality: processor.to_dict() for modality, processor in self.processors.items()}
+        return {"processor_class": type(self).__name__, "processors": blocks}
+
+    def save_pretrained(self, save_directory: str | PathLike, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
+        """Write `processor_config.json`, whole or not at all; see `ProcessorMixin.save_pretrained`."""
+        if push_to_hub:
+            return super().save_pretrained(save_directory, push_to_hub=True, **kwargs)
+        with atomic_folder(save_directory) as folder:
+            super().save_pretrained(folder)
+        return [str(save_directory)]
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | PathLike, **kwargs: Any
+    ) -> "MetaTransformerProcessor":
+        """Load from a folder or a hub repository; arguments as of `ProcessorMixin.from_pretrained`."""
+        state, _ = cls.get_processor_dict(pretrained_model_name_or_path, **kwargs)
+        if "processors" not in state:
+            raise ValueError(f"{pretrained_model_name_or_path} holds no MetaTransformerProcessor: no block 'processors'.")
+        return cls(
+            **{
+                modality: MODALITIES[modality].processor_class.from_dict(block)
+                for modality, block in state["processors"].items()
+            }
+        )
+
+    @classmethod
+    def from_config(cls, config: MetaTransformerConfig) -> "MetaTransformerProcessor":
+        """A processor with the defaults of each modality of `config`."""
+        return cls(**dict.fromkeys(config.modalities, True))

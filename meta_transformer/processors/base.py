@@ -1,0 +1,42 @@
+"""What every processor is: raw samples of one modality in, a `BatchFeature` of padded tensors out."""
+
+import inspect
+from typing import Any, ClassVar
+
+from transformers import BatchFeature, FeatureExtractionMixin
+
+__all__ = ["ModalityProcessor"]
+
+
+class ModalityProcessor(FeatureExtractionMixin):
+    """Base of the processors. They run on the CPU and hold no weights, only settings that JSON can store.
+
+    A subclass passes its settings to `super().__init__` by name; they become attributes and the saved state. What it
+    learns from data in `fit` is kept in settings too. It defines `__call__`, whose first parameter are the samples.
+    """
+
+    # Keyword arguments that `__call__` needs for what `dummy_samples` makes.
+    dummy_call_kwargs: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, **settings: Any) -> None:
+        known = set(inspect.signature(type(self).__init__).parameters) | {"feature_extractor_type", "processor_class"}
+        if unknown := sorted(set(settings) - known):
+            raise TypeError(f"{type(self).__name__} has no setting {unknown}. It has {sorted(known - {'self'})}.")
+        super().__init__(**settings)
+
+    def __call__(self, samples: Any, *, return_tensors: str | None = "pt", **kwargs: Any) -> BatchFeature:
+        """Turn one sample or a list of samples into tensors, the batch dimension first."""
+        raise NotImplementedError(f"{type(self).__name__} defines no __call__.")
+
+    def fit(self, samples: Any, **kwargs: Any) -> "ModalityProcessor":
+        """Learn from training samples what the settings need, such as statistics; by default nothing is needed."""
+        return self
+
+    def tokenizer_config(self) -> dict[str, Any]:
+        """The options of the tokenizer that follow from this processor, such as the number of columns of a table."""
+        return {}
+
+    @classmethod
+    def dummy_samples(cls, batch_size: int, seed: int = 0) -> Any:
+        """Raw samples of different sizes, made at random, for tests and dry runs."""
+        raise NotImplementedError(f"{cls.__name__} defines no dummy_samples.")

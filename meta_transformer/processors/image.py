@@ -1,0 +1,250 @@
+"""Images as people have them to tensors: files, bytes, PIL, numpy and torch; 8 and 16 bit; 1, 3 or any channels.
+
+Leaves: `pixel_values` `(batch, channels, height, width)`, normalised, padded with zeros to the largest image of the
+batch, and `pixel_mask` `(batch, height, width)`, true where there is image, if the images differ in size.
+"""
+
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import BatchFeature
+
+from .base import ModalityProcessor
+
+__all__ = ["ImageProcessor"]
+
+DataFormat = Literal["channels_first", "channels_last"]
+
+# Weights of red, green and blue in luminance (ITU-R BT.601), as PIL's conversion to grey
+_LUMINANCE = (0.299, 0.587, 0.114)
+
+
+class ImageProcessor(ModalityProcessor):
+    """Decode, scale to 0..1, bring to a number of channels, resize, crop, normalise, pad.
+
+    Args:
+        num_channels: Channels that leave. Grey images are repeated and colour images turned grey to fit; an alpha
+            channel is dropped. Any other number must be the images' own.
+        size: `None` keeps every image's size; a number is the shorter side after resizing; two are height and width.
+        crop_size: Centre crop after resizing, one number for both sides or height and width; `None` for none.
+        interpolation: `"bicubic"`, `"bilinear"` (both antialiased) or `"nearest-exact"`.
+        image_mean: Subtracted after scaling to 0..1: one number, or one for each channel.
+        image_std: Divided by afterwards, as `image_mean`.
+        float_range: Lowest and highest value of arrays of floats, which are scaled from there to 0..1.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_channels: int = 3,
+        size: int | list[int] | None = None,
+        crop_size: int | list[int] | None = None,
+        interpolation: Literal["bicubic", "bilinear", "nearest-exact"] = "bicubic",
+        image_mean: float | list[float] = 0.5,
+        image_std: float | list[float] = 0.5,
+        float_range: tuple[float, float] | list[float] = (0.0, 1.0),
+        **kwargs: Any,
+    ) -> None:
+        for name, value in (("image_mean", image_mean), ("image_std", image_std)):
+            if isinstance(value, list | tuple) and len(value) != num_channels:
+                raise ValueError(f"{name} must be one number or {num_channels}, one for each channel, got {value}.")
+        super().__init__(
+            num_channels=num_channels,
+            size=size,
+            crop_size=crop_size,
+            interpolation=interpolation,
+            image_mean=image_mean,
+            image_std=image_std,
+            float_range=list(float_range),
+            **kwargs,
+        )
+
+    def tokenizer_config(self) -> dict[str, Any]:
+        return {"num_channels": self.num_channels}
+
+    def __call__(
+        self, samples: Any, *, input_data_format: DataFormat | None = None, return_tensors: str | None = "pt", **kwargs: Any
+    ) -> BatchFeature:
+        """Process one image or a list of images, of any sizes.
+
+        Args:
+            samples: Each a path, bytes of a file, PIL image, `{"path", "bytes"}` dict of `datasets`, or numpy or torch
+                array `(height, width)`, `(channels, height, width)` or `(height, width, channels)`; an array of four
+                dimensions is a batch. Integers are unsigned, of 8 or 16 bits; floats lie in `float_range`.
+            input_data_format: Which of the two orders arrays have; by default told from their shape.
+            return_tensors: `"pt"` or `"np"`.
+
+        Returns:
+            `pixel_values`, and `pixel_mask` if the images differ in size.
+
+        Raises:
+            ValueError: No image, an unreadable or empty one, NaN or values out of range, a number of channels that
+                cannot be converted, or an array whose order of dimensions cannot be told.
+            TypeError: A sample of another type, or an unknown argument.
+        """
+        if kwargs:
+            raise TypeError(f"{type(self).__name__} takes no argument {sorted(kwargs)}.")
+        samples = self._as_list(samples)
+        images = [self._process(sample, input_data_format, index) for index, sample in enumerate(samples)]
+        height, width = (max(image.shape[axis] for image in images) for axis in (1, 2))
+        data = {
+            "pixel_values": torch.stack(
+                [functional.pad(image, (0, width - image.shape[2], 0, height - image.shape[1])) for image in images]
+            )
+        }
+        if any(image.shape[1:] != (height, width) for image in images):
+            mask = torch.zeros(len(images), height, width, dtype=torch.bool)
+            for row, image in zip(mask, images, strict=True):
+                row[: image.shape[1], : image.shape[2]] = True
+            data["pixel_mask"] = mask
+        return BatchFeature({name: value.numpy() for name, value in data.items()}, tensor_type=return_tensors)
+
+    @staticmethod
+    def _as_list(samples: Any) -> list[Any]:
+        if isinstance(samples, np.ndarray | Tensor) and samples.ndim == 4:
+            samples = list(samples)
+        samples = list(samples) if isinstance(samples, list | tuple) else [samples]
+        if not samples:
+            raise ValueError("image is an empty list; give at least one image.")
+        return samples
+
+    def _process(self, sample: Any, data_format: DataFormat | None, index: int) -> Tensor:
+        """One sample of any kind to a normalised tensor `(channels, height, width)`."""
+        try:
+            image = self._to_channels(self._to_unit_range(self._to_array(sample, data_format)))
+        except (ValueError, OSError) as error:
+            raise ValueError(f"image[{index}]: {error}") from error
+        image = self._crop(self._resize(image))
+        mean, std = (torch.tensor(value).reshape(-1, 1, 1) for value in (self.image_mean, self.image_std))
+        return (image - mean) / std
+
+    def _to_array(self, sample: Any, data_format: DataFormat | None) -> np.ndarray:
+        """Decode to an array `(channels, height, width)` with the values it came with."""
+        if isinstance(sample, dict):
+            sample = sample.get("bytes") or sample.get("path")
+        if isinstance(sample, str | Path | bytes):
+            sample = _open(sample)
+        if hasattr(sample, "getbands"):  # a PIL image, without importing PIL to ask
+            return _pil_to_array(sample)
+        if isinstance(sample, Tensor):
+            sample = sample.detach().cpu().numpy()
+        if not isinstance(sample, np.ndarray):
+            raise TypeError(
+                f"An image must be a path, bytes, PIL image, numpy array or torch tensor, got {type(sample).__name__}."
+            )
+        return self._channels_first(sample, data_format)
+
+    def _channels_first(self, array: np.ndarray, data_format: DataFormat | None) -> np.ndarray:
+        if array.size == 0:
+            raise ValueError(f"the array is empty, shape {array.shape}.")
+        if array.ndim == 2:
+            return array[None]
+        if array.ndim != 3:
+            raise ValueError(f"an image has 2 or 3 dimensions, got shape {array.shape}.")
+        if data_format is None:
+            usual = {self.num_channels, 1, 3, 4}
+            first, last = array.shape[0] in usual, array.shape[2] in usual
+            if first == last:
+                raise ValueError(
+                    f"cannot tell which dimension of {array.shape} holds the channels; "
+                    "pass input_data_format='channels_first' or 'channels_last'."
+                )
+            data_format = "channels_first" if first else "channels_last"
+        return array if data_format == "channels_first" else np.moveaxis(array, -1, 0)
+
+    def _to_unit_range(self, array: np.ndarray) -> Tensor:
+        if array.dtype == np.bool_:
+            return torch.from_numpy(array.astype(np.float32))
+        if array.dtype in (np.uint8, np.uint16):
+            return torch.from_numpy(array.astype(np.float32) / np.float32(np.iinfo(array.dtype).max))
+        if not np.issubdtype(array.dtype, np.floating):
+            raise ValueError(
+                f"values of type {array.dtype} have no known range; convert to uint8 (0..255), uint16 (0..65535) or float."
+            )
+        low, high = self.float_range
+        if not np.isfinite(array).all():
+            raise ValueError("the image holds NaN or infinity; replace those pixels first.")
+        if array.min() < low or array.max() > high:
+            raise ValueError(
+                f"floats must lie in float_range {low}..{high}, got {array.min():g}..{array.max():g}; scale them, or set "
+                "float_range of the processor."
+            )
+        return torch.from_numpy(((array - low) / (high - low)).astype(np.float32))
+
+    def _to_channels(self, image: Tensor) -> Tensor:
+        channels = image.shape[0]
+        if channels == self.num_channels:
+            return image
+        if channels in (2, 4) and self.num_channels in (1, 3):
+            return self._to_channels(image[:-1])  # alpha
+        if channels == 1 and self.num_channels == 3:
+            return image.expand(3, -1, -1)
+        if channels == 3 and self.num_channels == 1:
+            return (image * torch.tensor(_LUMINANCE)[:, None, None]).sum(dim=0, keepdim=True)
+        raise ValueError(
+            f"it has {channels} channels, but this processor and its model were made for {self.num_channels}; "
+            "select or convert channels first, or make both with num_channels of your images."
+        )
+
+    def _resize(self, image: Tensor) -> Tensor:
+        if self.size is None:
+            return image
+        height, width = image.shape[1:]
+        if isinstance(self.size, int):
+            factor = self.size / min(height, width)
+            size = [max(1, round(height * factor)), max(1, round(width * factor))]
+        else:
+            size = list(self.size)
+        if size == [height, width]:
+            return image
+        antialias = self.interpolation != "nearest-exact"
+        resized = functional.interpolate(image[None], size=size, mode=self.interpolation, antialias=antialias)[0]
+        return resized.clamp(0, 1)  # bicubic overshoots at edges
+
+    def _crop(self, image: Tensor) -> Tensor:
+        if self.crop_size is None:
+            return image
+        size = [self.crop_size] * 2 if isinstance(self.crop_size, int) else self.crop_size
+        for axis, length in enumerate(size, start=1):
+            missing = max(0, length - image.shape[axis])
+            if missing:  # as torchvision's CenterCrop: black borders around what is too small
+                before = [missing // 2, missing - missing // 2]
+                image = functional.pad(image, before if axis == 2 else [0, 0, *before])
+            image = image.narrow(axis, (image.shape[axis] - length) // 2, length)
+        return image
+
+    @classmethod
+    def dummy_samples(cls, batch_size: int, seed: int = 0) -> list[np.ndarray]:
+        random = np.random.default_rng(seed)
+        sizes = random.integers(20, 48, size=(batch_size, 2))
+        return [random.integers(0, 256, size=(*size, 3), dtype=np.uint8) for size in sizes]
+
+
+def _open(source: str | Path | bytes) -> Any:
+    """A PIL image from a file or its bytes, turned upright by its EXIF orientation."""
+    try:
+        from PIL import Image, ImageOps
+    except ImportError as error:
+        raise ImportError('Reading image files needs Pillow: pip install "meta_transformer[image]"') from error
+    image = Image.open(BytesIO(source) if isinstance(source, bytes) else source)
+    return ImageOps.exif_transpose(image)
+
+
+def _pil_to_array(image: Any) -> np.ndarray:
+    """Channels-first array of a PIL image; 16-bit images keep their depth."""
+    if image.mode.startswith("I"):  # PIL's name for 16-bit greyscale, in one of several widths
+        array = np.asarray(image)
+        if array.min() < 0 or array.max() > np.iinfo(np.uint16).max:
+            raise ValueError(f"a PIL image of mode {image.mode!r} must hold 0..65535, got {array.min()}..{array.max()}.")
+        return array.astype(np.uint16)[None]
+    if image.mode in ("1", "LA"):
+        image = image.convert("L")
+    elif image.mode not in ("L", "RGB", "F"):
+        image = image.convert("RGB")
+    array = np.asarray(image)
+    return array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0)

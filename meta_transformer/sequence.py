@@ -1,0 +1,101 @@
+"""`TokenSequence`, the one type that crosses the borders between tokenizers, encoder and heads."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+__all__ = ["ColumnLayout", "GridLayout", "Layout", "Segment", "TokenSequence"]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the tokens of one modality lie in the raw sample; dense heads read it."""
+
+
+@dataclass(frozen=True)
+class GridLayout(Layout):
+    """Tokens in row-major order on a grid of patches.
+
+    Attributes:
+        shape: The grid of the padded batch, such as `(rows, columns)` of an image or `(frequencies, times)` of a clip.
+        patch_size: Size of one patch in raw units, per axis.
+        stride: Distance between neighbouring patches in raw units, per axis.
+    """
+
+    shape: tuple[int, ...]
+    patch_size: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ColumnLayout(Layout):
+    """One token for each named column, in this order."""
+
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """The columns `start : start + length` of a sequence, which hold the tokens of one modality."""
+
+    modality: str
+    start: int
+    length: int
+    layout: Layout | None = None
+
+
+@dataclass(frozen=True)
+class TokenSequence:
+    """Tokens of a batch of samples.
+
+    Attributes:
+        embeddings: `(batch, tokens, hidden)`.
+        mask: `(batch, tokens)` boolean, true for real tokens; `None` when nothing is padded.
+        layout: Layout of the tokens, set by a tokenizer on the sequence of its one modality.
+        segments: Which columns belong to which modality, set by `concatenate`.
+    """
+
+    embeddings: Tensor
+    mask: Tensor | None = None
+    layout: Layout | None = None
+    segments: tuple[Segment, ...] = ()
+
+    def __len__(self) -> int:
+        return self.embeddings.shape[1]
+
+    def replace_embeddings(self, embeddings: Tensor) -> "TokenSequence":
+        """The same tokens with other embeddings, `(batch, tokens, any width)`."""
+        return replace(self, embeddings=embeddings)
+
+    def mean(self) -> Tensor:
+        """Mean over the real tokens of all segments, `(batch, hidden)`; the class token does not count."""
+        start = self.segments[0].start if self.segments else 0
+        embeddings = self.embeddings[:, start:]
+        if self.mask is None:
+            return embeddings.mean(dim=1)
+        weights = self.mask[:, start:, None].to(embeddings.dtype)
+        return (embeddings * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+
+    @staticmethod
+    def concatenate(prefix: Tensor, parts: "dict[str, TokenSequence]") -> "TokenSequence":
+        """Join the modalities of each sample behind a common prefix.
+
+        Args:
+            prefix: `(batch, prefix tokens, hidden)`, the class token.
+            parts: One sequence per modality, each of the same batch size; their order is the order of the segments.
+
+        Returns:
+            A sequence whose `segments` name the columns of each modality.
+        """
+        embeddings, masks, segments, start = [prefix], [], [], prefix.shape[1]
+        for modality, part in parts.items():
+            embeddings.append(part.embeddings)
+            segments.append(Segment(modality, start, len(part), part.layout))
+            start += len(part)
+        mask = None
+        if any(part.mask is not None for part in parts.values()):
+            for tokens, part_mask in [(prefix, None), *((part.embeddings, part.mask) for part in parts.values())]:
+                masks.append(tokens.new_ones(tokens.shape[:2], dtype=torch.bool) if part_mask is None else part_mask.bool())
+            mask = torch.cat(masks, dim=1)
+        return TokenSequence(torch.cat(embeddings, dim=1), mask, segments=tuple(segments))

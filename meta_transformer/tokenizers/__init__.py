@@ -1,0 +1,1 @@
+"""Tokenizers, one file per modality: tensors in, `TokenSequence` out. Trained with the task."""

@@ -1,0 +1,54 @@
+"""What every tokenizer is: a module from one modality's tensors to a `TokenSequence`, with a configuration of its own."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+from huggingface_hub.dataclasses import strict
+from torch import nn
+
+from ..sequence import TokenSequence
+
+__all__ = ["ModalityTokenizer", "TokenizerConfig"]
+
+
+@strict
+@dataclass(kw_only=True)
+class TokenizerConfig:
+    """Base of the tokenizers' configurations: a `@strict` dataclass with defaults for every field, stored as JSON."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain JSON types."""
+        return asdict(self)
+
+
+class ModalityTokenizer(nn.Module):
+    """Base of the tokenizers.
+
+    A subclass sets `config_class`, builds its modules from `config` and `hidden_size`, and defines `forward`, whose
+    parameters are tensors with names that no other modality uses. Position information is added in `forward`.
+
+    Args:
+        config: The modality's own settings.
+        hidden_size: Width of the encoder, and so of the tokens.
+    """
+
+    config_class: ClassVar[type[TokenizerConfig]] = TokenizerConfig
+
+    def __init__(self, config: TokenizerConfig, hidden_size: int) -> None:
+        super().__init__()
+        self.config = config
+        self.hidden_size = hidden_size
+
+    def forward(self, *args: Any, **kwargs: Any) -> TokenSequence:
+        raise NotImplementedError(f"{type(self).__name__} defines no forward.")
+
+    def init_parameters(self, std: float) -> None:
+        """Initialise the parameters and buffers that are this module's own.
+
+        The modules inside (linear, convolution, embedding, norm) are initialised by transformers. Bare parameters and
+        buffers must be filled here, with the functions of `transformers.initialization`: those leave loaded weights
+        alone, and `from_pretrained` builds models on the meta device, where whatever `__init__` wrote is lost.
+
+        Args:
+            std: The model's `initializer_range`.
+        """

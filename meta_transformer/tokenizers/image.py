@@ -1,0 +1,130 @@
+"""Images to tokens: one linear projection of each patch, plus a position learned for its place.
+
+Arrives: `pixel_values` `(batch, channels, height, width)` and, for images of different size, `pixel_mask`
+`(batch, height, width)`. Leaves: `(batch, rows * columns, hidden)` in row-major order, with a mask if there was one.
+
+ViT (Dosovitskiy et al. 2021, equation 1). Different from the original, and from Meta-Transformer: any height and width.
+An image whose sides are no multiples of the patch is padded with zeros at the bottom and on the right; the position
+table is resampled to each image's own grid, so that an image gets the same tokens alone and in a ragged batch.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from huggingface_hub.dataclasses import strict
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import initialization as init
+
+from ..sequence import GridLayout, TokenSequence
+from .base import ModalityTokenizer, TokenizerConfig
+
+__all__ = ["ImageTokenizer", "ImageTokenizerConfig"]
+
+
+def _pair(value: int | list[int]) -> tuple[int, int]:
+    """Height and width from one number for both, or two."""
+    return (value, value) if isinstance(value, int) else (value[0], value[1])
+
+
+@strict
+@dataclass(kw_only=True)
+class ImageTokenizerConfig(TokenizerConfig):
+    """Options of the image tokenizer.
+
+    Attributes:
+        num_channels: Channels of the images.
+        patch_size: Height and width of a patch in pixels: one number for both, or two.
+        image_size: Height and width in pixels for which positions are learned. Images of any other size get positions
+            resampled from these.
+        patch_bias: Whether the projection of patches has a bias; CLIP's has none.
+    """
+
+    num_channels: int = 3
+    patch_size: int | list[int] = 16
+    image_size: int | list[int] = 224
+    patch_bias: bool = True
+
+    def validate_sizes(self) -> None:
+        for name in ("patch_size", "image_size"):
+            value = getattr(self, name)
+            if min(_pair(value)) < 1 or (isinstance(value, list) and len(value) != 2):
+                raise ValueError(f"{name} must be one positive number of pixels or two, got {value}.")
+        if self.num_channels < 1:
+            raise ValueError(f"num_channels must be at least 1, got {self.num_channels}.")
+        if any(size < patch for size, patch in zip(_pair(self.image_size), _pair(self.patch_size), strict=True)):
+            raise ValueError(f"image_size {self.image_size} is smaller than patch_size {self.patch_size}.")
+
+
+class ImageTokenizer(ModalityTokenizer):
+    """Patch projection with learned, resampled positions; see the module's description."""
+
+    config_class: ClassVar[type[TokenizerConfig]] = ImageTokenizerConfig
+
+    def __init__(self, config: ImageTokenizerConfig, hidden_size: int) -> None:
+        super().__init__(config, hidden_size)
+        self.patch_size = _pair(config.patch_size)
+        height, width = _pair(config.image_size)
+        self.position_grid = (height // self.patch_size[0], width // self.patch_size[1])
+        self.projection = nn.Conv2d(
+            config.num_channels, hidden_size, self.patch_size, stride=self.patch_size, bias=config.patch_bias
+        )
+        self.positions = nn.Parameter(torch.zeros(1, self.position_grid[0] * self.position_grid[1], hidden_size))
+
+    def init_parameters(self, std: float) -> None:
+        init.trunc_normal_(self.positions, std=std)
+
+    def forward(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> TokenSequence:
+        """Tokenize a batch of images.
+
+        Args:
+            pixel_values: `(batch, channels, height, width)`, normalised.
+            pixel_mask: `(batch, height, width)`, true in the rectangle at the top left that the image fills; `None`
+                when all images fill the tensor.
+
+        Returns:
+            `(batch, rows * columns, hidden)` with a `GridLayout` of the padded batch.
+
+        Raises:
+            ValueError: Not four dimensions, or another number of channels than the tokenizer was made for.
+        """
+        if pixel_values.dim() != 4 or pixel_values.shape[1] != self.config.num_channels:
+            raise ValueError(
+                f"pixel_values must have shape (batch, {self.config.num_channels}, height, width), got "
+                f"{tuple(pixel_values.shape)}. Convert the images with ImageProcessor(num_channels="
+                f"{self.config.num_channels}), or make the tokenizer with num_channels of your images."
+            )
+        if pixel_mask is not None:
+            pixel_values = pixel_values * pixel_mask[:, None].to(pixel_values.dtype)
+        height, width = pixel_values.shape[-2:]
+        padding = (0, -width % self.patch_size[1], 0, -height % self.patch_size[0])
+        patches = self.projection(functional.pad(pixel_values, padding))
+        grid = (patches.shape[2], patches.shape[3])
+        tokens = patches.flatten(2).transpose(1, 2)
+        layout = GridLayout(grid, self.patch_size, self.patch_size)
+        if pixel_mask is None:
+            return TokenSequence(tokens + self._positions(grid), layout=layout)
+        mask = functional.max_pool2d(
+            functional.pad(pixel_mask.to(tokens.dtype), padding)[:, None], self.patch_size, stride=self.patch_size
+        )[:, 0].bool()
+        return TokenSequence(tokens + self._ragged_positions(mask), mask.flatten(1), layout)
+
+    def _positions(self, grid: tuple[int, int]) -> Tensor:
+        """The position table on a grid of `(rows, columns)`, as `(1, rows * columns, hidden)`."""
+        if grid == self.position_grid:
+            return self.positions
+        from timm.layers import resample_abs_pos_embed
+
+        return resample_abs_pos_embed(self.positions, list(grid), list(self.position_grid), num_prefix_tokens=0)
+
+    def _ragged_positions(self, mask: Tensor) -> Tensor:
+        """Positions for grids that lie at the top left of `mask` `(batch, rows, columns)`, each on its own grid."""
+        sizes = torch.stack([mask.any(dim=2).sum(dim=1), mask.any(dim=1).sum(dim=1)], dim=1)
+        positions = self.positions.new_zeros(*mask.shape, self.hidden_size)
+        for rows, columns in sizes.unique(dim=0).tolist():
+            table = self._positions((rows, columns)).view(1, rows, columns, self.hidden_size)
+            same = (sizes == sizes.new_tensor([rows, columns])).all(dim=1)
+            fitted = functional.pad(table, (0, 0, 0, mask.shape[2] - columns, 0, mask.shape[1] - rows))
+            positions = torch.where(same[:, None, None, None], fitted, positions)
+        return positions.flatten(1, 2)
