@@ -291,7 +291,8 @@ def _advertise_inputs(forward: Callable) -> None:
     `Trainer` and pipelines read signatures to tell model inputs from other columns. The modalities are an open set, so
     the signature cannot be written down; it follows the registry.
     """
+    forward.__dict__.pop("__signature__", None)  # that of an earlier registry
+    first, *others, rest = inspect.signature(forward).parameters.values()
     names = [name for entry in MODALITIES for name in entry.model_input_names]
     keyword = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in names]
-    first, *others, rest = inspect.signature(inspect.unwrap(forward)).parameters.values()
     forward.__signature__ = inspect.Signature([first, *keyword, *others, rest])
