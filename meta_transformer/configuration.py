@@ -68,20 +68,20 @@ class MetaTransformerConfig(PreTrainedConfig):
     initializer_range: float = 0.02
     pooling: Literal["cls", "mean"] = "cls"
     modalities: dict[str, Any] | list[str] | tuple[str, ...] = ("image",)
-    heads: dict[str, Any] | None = None
+    heads: dict[str, Any] | list[str] | tuple[str, ...] | None = None
     freeze_encoder: bool = True
     encoder_name_or_path: str | None = None
 
-    def __post_init__(self, **kwargs: Any) -> None:
-        modalities = self.modalities if isinstance(self.modalities, dict) else dict.fromkeys(self.modalities)
-        self.modalities = {
-            name: _build(MODALITIES[name].config_class, value, f"modality {name!r}")
-            for name, value in modalities.items()
-        }
-        self.heads = {
-            name: _build(HEADS[name].config_class, value, f"head {name!r}") for name, value in (self.heads or {}).items()
-        }
-        super().__post_init__(**kwargs)
+    def __setattr__(self, name: str, value: Any) -> None:
+        # On assignment, not in __post_init__: from_pretrained(..., modalities=[...]) assigns to a finished object.
+        if name in ("modalities", "heads"):
+            registry = MODALITIES if name == "modalities" else HEADS
+            options = value if isinstance(value, dict) else dict.fromkeys(value or ())
+            value = {
+                key: _build(registry[key].config_class, option, f"{registry.kind} {key!r}")
+                for key, option in options.items()
+            }
+        super().__setattr__(name, value)
 
     def validate_trunk(self) -> None:
         """Refuse shapes that cannot be built."""

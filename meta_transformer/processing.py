@@ -4,6 +4,7 @@ import inspect
 from os import PathLike
 from typing import Any
 
+import torch
 from transformers import BatchFeature, ProcessorMixin
 
 from .checkpoints.atomic import atomic_folder
@@ -82,7 +83,8 @@ class MetaTransformerProcessor(ProcessorMixin):
         batch = BatchFeature()
         sizes: dict[str, int] = {}
         for modality, value in samples.items():
-            features = self.processors[modality](value, return_tensors=return_tensors, **arguments[modality])
+            with torch.autocast("cpu", enabled=False):  # raw data is processed in full precision wherever it happens
+                features = self.processors[modality](value, return_tensors=return_tensors, **arguments[modality])
             sizes[modality] = len(next(iter(features.values())))
             batch.update(features)
         if len(set(sizes.values())) > 1:

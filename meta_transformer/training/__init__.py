@@ -1,0 +1,5 @@
+"""Training on raw samples."""
+
+from .collator import DataCollatorForMetaTransformer
+
+__all__ = ["DataCollatorForMetaTransformer"]

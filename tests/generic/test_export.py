@@ -1,0 +1,16 @@
+"""Compilation and export of every head on every modality, on uniform batches."""
+
+import torch
+from torch.testing import assert_close
+
+
+def test_compiles_to_one_graph(case):
+    model, batch = case.model(), case.rows(1)[0]
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    assert_close(compiled(**batch).to_tuple(), model(**batch).to_tuple())
+
+
+def test_exports(case):
+    model, batch = case.model(), case.rows(1)[0]
+    program = torch.export.export(model, (), batch)
+    assert_close(program.module()(**batch).to_tuple(), model(**batch).to_tuple())

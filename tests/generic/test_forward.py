@@ -1,0 +1,102 @@
+"""What the outputs of every head on every modality do and do not depend on."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from meta_transformer import MetaTransformerModel
+
+TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
+
+
+def test_two_runs_give_the_same(case):
+    model, batch = case.model(attention_dropout=0.3, drop_path_rate=0.3), case.batch()
+    assert_close(model(**batch).to_tuple(), model(**batch).to_tuple(), rtol=0, atol=0)
+
+
+def test_a_sample_does_not_depend_on_its_batch(case):
+    model, batch = case.model(), case.batch()
+    together = model.model(**batch, output_hidden_states=True)
+    for index, row in enumerate(case.rows()):
+        alone = model.model(**row, output_hidden_states=True)
+        keep = slice(None) if together.attention_mask is None else together.attention_mask[index]
+        for whole, single in zip(together.hidden_states, alone.hidden_states, strict=True):
+            assert_close(whole[index][keep], single[0], **TOLERANCE)
+        assert_close(model(**batch).to_tuple()[0][index], model(**row).to_tuple()[0][0], **TOLERANCE)
+
+
+def test_a_batch_may_be_shuffled(case):
+    model, batch = case.model(), case.batch()
+    order = torch.tensor([2, 0, 3, 1])
+    shuffled = {name: value[order] for name, value in batch.items()}
+    assert_close(model(**shuffled).to_tuple()[0], model(**batch).to_tuple()[0][order], **TOLERANCE)
+
+
+def test_outputs_depend_on_the_input(case):
+    model = case.model()
+    outputs = model(**case.batch()).to_tuple()[0]
+    assert (outputs[0] - outputs[1]).abs().max() > 1e-4
+
+
+def test_eager_attention_equals_sdpa(case):
+    model, batch = case.model(), case.batch()
+    model.set_attn_implementation("sdpa")
+    sdpa = model(**batch).to_tuple()[0]
+    model.set_attn_implementation("eager")
+    assert_close(model(**batch).to_tuple()[0], sdpa, **TOLERANCE)
+
+
+def test_hidden_states_and_attentions_on_request(case):
+    model, batch = case.model(attn_implementation="eager"), case.batch()
+    output = model(**batch, output_hidden_states=True, output_attentions=True)
+    tokens = model.model(**batch).last_hidden_state.shape[1]
+    assert [tuple(state.shape) for state in output.hidden_states] == [(4, tokens, 32)] * 3
+    assert [tuple(weights.shape) for weights in output.attentions] == [(4, 4, tokens, tokens)] * 2
+    model.config.output_hidden_states = True
+    assert len(model(**batch).hidden_states) == 3
+
+
+def test_a_tuple_holds_what_the_output_holds(case):
+    model, batch = case.model(), case.batch()
+    for part in (model, model.model):
+        assert_close(part(**batch, return_dict=False), part(**batch).to_tuple())
+
+
+def test_float64_inputs_are_taken(case):
+    model, batch = case.model(), case.batch()
+    double = {name: value.double() if value.is_floating_point() else value for name, value in batch.items()}
+    assert_close(model(**double).to_tuple()[0], model(**batch).to_tuple()[0], **TOLERANCE)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_comes_close(case, dtype):
+    model, batch = case.model(), case.batch()
+    full = model(**batch).to_tuple()[0]
+    half = model.to(dtype)(**batch).to_tuple()[0]
+    assert half.dtype == dtype
+    assert_close(half.float(), full, rtol=0.1, atol=0.1 * full.abs().max().item())
+
+
+def test_features_are_one_vector_a_sample_without_gradient(case):
+    model, batch = case.model(), case.batch()
+    for pooling in ("cls", "mean"):
+        model.config.pooling = pooling
+        features = model.get_features(**batch)
+        assert features.shape == (4, 32)
+        assert not features.requires_grad
+
+
+def test_a_modality_embedding_of_zero_changes_nothing(case):
+    model, batch = case.model(), case.batch()
+    before = model(**batch).to_tuple()[0]
+    assert model.model.modality_embeddings[case.modality].abs().max() == 0
+    with torch.no_grad():
+        model.model.modality_embeddings[case.modality].normal_()
+    assert (model(**batch).to_tuple()[0] - before).abs().max() > 1e-4
+
+
+def test_inputs_of_a_modality_without_tokenizer_are_refused(case):
+    model = MetaTransformerModel(case.config())
+    other = next(name for name in ("pixel_values", "input_features") if name not in case.batch())
+    with pytest.raises(ValueError, match="no tokenizer"):
+        model(**{other: torch.zeros(1, 3, 32, 32)})

@@ -1,0 +1,104 @@
+"""Saving and loading of every head on every modality."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+from transformers import AutoConfig, AutoModel
+
+from meta_transformer import MetaTransformerConfig, MetaTransformerModel
+from meta_transformer.modeling import MetaTransformerPreTrainedModel
+
+
+def randomise(model):
+    """Fill every weight with noise, so that none can be right by its initial value."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.1)
+    return model
+
+
+def test_a_loaded_model_gives_the_same_and_is_frozen(case, tmp_path):
+    model, batch = randomise(case.model(id2label={0: "a", 1: "b", 2: "c"})), case.batch()
+    model.save_pretrained(tmp_path)
+    loaded = case.model_class.from_pretrained(tmp_path)
+    assert_close(loaded(**batch).to_tuple(), model(**batch).to_tuple(), rtol=0, atol=0)
+    assert loaded.config.id2label == {0: "a", 1: "b", 2: "c"}
+    assert loaded.encoder_fingerprint() == model.encoder_fingerprint()
+    assert not any(p.requires_grad for p in loaded.model.encoder.parameters())
+    assert any(p.requires_grad for p in loaded.model.tokenizers.parameters())
+
+
+def test_unfrozen_stays_unfrozen(case, tmp_path):
+    model = case.model()
+    model.unfreeze_encoder()
+    model.save_pretrained(tmp_path)
+    assert all(p.requires_grad for p in case.model_class.from_pretrained(tmp_path).parameters())
+
+
+def test_base_and_head_load_from_each_other(case, tmp_path):
+    model, batch = randomise(case.model()), case.batch()
+    model.save_pretrained(tmp_path / "head")
+    base = MetaTransformerModel.from_pretrained(tmp_path / "head")
+    assert_close(base(**batch).to_tuple(), model.model(**batch).to_tuple(), rtol=0, atol=0)
+    base.save_pretrained(tmp_path / "base")
+    again, report = case.model_class.from_pretrained(tmp_path / "base", output_loading_info=True)
+    assert_close(again.model(**batch).to_tuple(), base(**batch).to_tuple(), rtol=0, atol=0)
+    assert all(name.startswith("head.") for name in report["missing_keys"])
+
+
+def test_auto_classes_load_it(modality_case, tmp_path):
+    model = MetaTransformerModel(modality_case.config()).eval()
+    model.save_pretrained(tmp_path)
+    assert isinstance(AutoConfig.from_pretrained(tmp_path), MetaTransformerConfig)
+    loaded = AutoModel.from_pretrained(tmp_path)
+    assert isinstance(loaded, MetaTransformerModel)
+    batch = modality_case.batch()
+    assert_close(loaded(**batch).to_tuple(), model(**batch).to_tuple(), rtol=0, atol=0)
+
+
+def test_bfloat16_survives(case, tmp_path):
+    model = case.model().to(torch.bfloat16)
+    model.save_pretrained(tmp_path)
+    loaded = case.model_class.from_pretrained(tmp_path)
+    assert {p.dtype for p in loaded.parameters()} == {torch.bfloat16}
+    assert loaded.encoder_fingerprint() == model.encoder_fingerprint()
+
+
+def test_weights_missing_from_a_checkpoint_are_initialised_as_in_a_new_model(case, monkeypatch):
+    config = case.config()
+    initialise = MetaTransformerPreTrainedModel._init_weights
+
+    def seeded(self, module):
+        torch.manual_seed(0)  # for each module, because the two ways build them in another order
+        initialise(self, module)
+
+    monkeypatch.setattr(MetaTransformerPreTrainedModel, "_init_weights", seeded)
+    fresh = case.model_class(config)
+    loaded = case.model_class.from_pretrained(None, config=config, state_dict={})
+    for kind in ("named_parameters", "named_buffers"):
+        expected, found = (dict(getattr(model, kind)()) for model in (fresh, loaded))
+        assert found.keys() == expected.keys()
+        for name, tensor in expected.items():
+            assert found[name].device.type == "cpu", name
+            assert_close(found[name], tensor, rtol=0, atol=0)
+
+
+def test_a_model_built_on_the_meta_device_can_be_initialised(case):
+    config = case.config()
+    with torch.device("meta"):
+        model = case.model_class(config)
+    model = model.to_empty(device="cpu")
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.detach().fill_(77)
+    model.init_weights()
+    assert not any((tensor == 77).any() for tensor in (*model.parameters(), *model.buffers()) if tensor.numel())
+    assert torch.isfinite(model.eval()(**case.batch()).to_tuple()[0]).all()
+
+
+def test_a_mismatched_head_can_be_replaced(case, tmp_path):
+    case.model(num_labels=3).save_pretrained(tmp_path)
+    labels = {index: str(index) for index in range(5)}
+    with pytest.raises(RuntimeError, match="size"):
+        case.model_class.from_pretrained(tmp_path, id2label=labels)
+    loaded = case.model_class.from_pretrained(tmp_path, id2label=labels, ignore_mismatched_sizes=True)
+    assert loaded.config.num_labels == 5

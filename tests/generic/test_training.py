@@ -1,0 +1,180 @@
+"""Training of every head on every modality, with the trunk frozen unless the behaviour is about the contrary."""
+
+import copy
+from itertools import pairwise
+
+import pytest
+import torch
+from torch.testing import assert_close
+from transformers import Trainer, TrainingArguments
+
+from meta_transformer.training import DataCollatorForMetaTransformer
+
+
+def gradients(model, case, batch=None, labels=None):
+    model.train()
+    model.zero_grad()
+    model(**(batch or case.batch()), labels=case.labels() if labels is None else labels).loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def test_the_frozen_trunk_gets_no_gradient_and_everything_else_does(case):
+    found = gradients(case.model(), case)
+    trainable = {name for name, p in case.model().named_parameters() if p.requires_grad}
+    assert not any(".encoder." in name for name in found)
+    assert not any(".encoder." in name for name in trainable)
+    assert found.keys() == trainable
+    assert any(grad.abs().max() > 0 for name, grad in found.items() if ".tokenizers." in name)
+    assert any(grad.abs().max() > 0 for name, grad in found.items() if name.startswith("head."))
+
+
+def test_the_frozen_trunk_is_silent_in_training_mode(case):
+    model, batch = case.model(attention_dropout=0.5, drop_path_rate=0.5), case.batch()
+    quiet = model.model(**batch).last_hidden_state
+    assert_close(model.model.train()(**batch).last_hidden_state, quiet)
+    model.unfreeze_encoder()
+    model.train()
+    assert (model.model(**batch).last_hidden_state - quiet).abs().max() > 1e-3
+
+
+def test_an_unfrozen_trunk_gets_gradients(case):
+    model = case.model(freeze_encoder=False)
+    assert any(".encoder." in name for name in gradients(model, case))
+    model.freeze_encoder()
+    assert not any(".encoder." in name for name in gradients(model, case))
+
+
+def test_training_leaves_the_fingerprint_and_lowers_the_loss(case):
+    model, batch, labels = case.model(), case.batch(), case.labels()
+    before = model.encoder_fingerprint()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.1)
+    model.train()
+    losses = []
+    for _ in range(20):
+        loss = model(**batch, labels=labels).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+    assert model.encoder_fingerprint() == before
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("frozen", [True, False])
+def test_activation_checkpointing_recomputes_and_changes_no_gradient(case, frozen, reentrant):
+    model = case.model(freeze_encoder=frozen)
+    plain = gradients(model, case)
+    model.activation_checkpointing_enable({"use_reentrant": reentrant})
+    calls = []
+    for each in model.model.encoder.layers:
+        each.layernorm_before.register_forward_hook(lambda *_: calls.append(1))
+    checkpointed = gradients(model, case)
+    assert len(calls) == 2 * len(model.model.encoder.layers)
+    assert checkpointed.keys() == plain.keys()
+    for name, grad in plain.items():
+        assert_close(checkpointed[name], grad)
+
+
+def test_accumulated_gradients_equal_those_of_the_big_batch(case, tmp_path):
+    """One step of SGD by `Trainer`: a batch of 4, and 4 accumulated batches of 1."""
+    processor, samples, labels = case.processor(), case.samples(), case.labels()
+    rows = samples.to_dict("records") if hasattr(samples, "to_dict") else list(samples)
+    data = [{case.modality: row, "labels": label.tolist()} for row, label in zip(rows, labels, strict=True)]
+    start = case.model()
+    ends = []
+    for batch_size in (4, 1):
+        model = copy.deepcopy(start)
+        arguments = TrainingArguments(
+            tmp_path / str(batch_size),
+            per_device_train_batch_size=batch_size,
+            gradient_accumulation_steps=4 // batch_size,
+            max_steps=1,
+            learning_rate=1.0,
+            lr_scheduler_type="constant",
+            max_grad_norm=0,
+            optim="sgd",
+            remove_unused_columns=False,
+            report_to=[],
+            save_strategy="no",
+            use_cpu=True,
+            disable_tqdm=True,
+        )
+        collator = DataCollatorForMetaTransformer(processor, case.raw)
+        Trainer(model, arguments, train_dataset=data, data_collator=collator).train()
+        ends.append(dict(model.named_parameters()))
+    moved = 0.0
+    for name, parameter in start.named_parameters():
+        assert_close(ends[1][name], ends[0][name], rtol=1e-3, atol=1e-5)
+        moved = max(moved, (ends[0][name] - parameter).abs().max().item())
+    assert moved > 1e-3
+
+
+def test_trainer_trains_evaluates_predicts_and_reloads(case, tmp_path):
+    samples, labels = case.samples(8), case.labels(8)
+    rows = samples.to_dict("records") if hasattr(samples, "to_dict") else list(samples)
+    data = [{case.modality: row, "labels": label.tolist()} for row, label in zip(rows, labels, strict=True)]
+    model = case.model()
+    before = model.encoder_fingerprint()
+    arguments = TrainingArguments(
+        tmp_path,
+        per_device_train_batch_size=4,
+        max_steps=2,
+        save_steps=2,
+        remove_unused_columns=False,
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    collator = DataCollatorForMetaTransformer(case.processor(), case.raw)
+    trainer = Trainer(model, arguments, train_dataset=data, eval_dataset=data, data_collator=collator)
+    trainer.train()
+    assert "eval_loss" in trainer.evaluate()
+    prediction = trainer.predict(data)
+    assert len(prediction.label_ids) == 8
+    loaded = case.model_class.from_pretrained(tmp_path / "checkpoint-2")
+    assert loaded.encoder_fingerprint() == model.encoder_fingerprint() == before
+    assert not any(p.requires_grad for p in loaded.model.encoder.parameters())
+    assert_close(loaded(**collator(data)).to_tuple()[1], torch.as_tensor(prediction.predictions), rtol=1e-4, atol=1e-5)
+
+
+def test_trainer_finds_processed_columns_in_the_signature(case):
+    datasets = pytest.importorskip("datasets")
+    columns = {name: value.tolist() for name, value in case.batch().items()}
+    data = datasets.Dataset.from_dict({**columns, "labels": case.labels().tolist(), "comment": ["x"] * 4})
+    trainer = Trainer(case.model(), TrainingArguments(report_to=[], use_cpu=True), train_dataset=data.with_format("torch"))
+    batch = next(iter(trainer.get_train_dataloader()))
+    assert set(batch) == {*columns, "labels"}
+
+
+def test_lora_on_the_frozen_trunk_keeps_its_fingerprint(case):
+    peft = pytest.importorskip("peft")
+    model = case.model()
+    before = model.encoder_fingerprint()
+    adapted = peft.get_peft_model(
+        model, peft.LoraConfig(target_modules=["q_proj", "v_proj"], lora_dropout=0.1, modules_to_save=["head"])
+    )
+    optimizer = torch.optim.SGD([p for p in adapted.parameters() if p.requires_grad], lr=0.1)
+    found = gradients(adapted, case)
+    assert any("lora_A" in name for name in found)
+    optimizer.step()
+    assert adapted.encoder_fingerprint() == before
+
+
+def test_bfloat16_autocast_trains(case):
+    model = case.model().train()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = model(**case.batch(), labels=case.labels()).loss
+    assert loss.dtype == torch.float32
+    loss.backward()
+
+
+def test_the_summary_counts_every_parameter_once(case):
+    model = case.model()
+    summary = model.parameter_summary()
+    assert summary.trainable == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert summary.trainable + summary.frozen == sum(p.numel() for p in model.parameters())
+    groups = {group.name: group for group in summary}
+    assert {"encoder", "head", f"tokenizers.{case.modality}"} <= set(groups)
+    assert groups["encoder"].trainable == 0
+    assert all(len(a) == len(b) for a, b in pairwise(str(summary).splitlines()))
