@@ -12,16 +12,17 @@ class ModalityProcessor(FeatureExtractionMixin):
     """Base of the processors. They run on the CPU and hold no weights, only settings that JSON can store.
 
     A subclass passes its settings to `super().__init__` by name; they become attributes and the saved state. What it
-    learns from data in `fit` is kept in settings too. It defines `__call__`, whose first parameter are the samples.
+    learns from data in `fit` is kept in settings too; all are keyword-only. It defines `__call__`, whose first parameter are the samples.
     """
 
     # Keyword arguments that `__call__` needs for what `dummy_samples` makes.
     dummy_call_kwargs: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, **settings: Any) -> None:
-        known = set(inspect.signature(type(self).__init__).parameters) | {"feature_extractor_type", "processor_class"}
-        if unknown := sorted(set(settings) - known):
-            raise TypeError(f"{type(self).__name__} has no setting {unknown}. It has {sorted(known - {'self'})}.")
+        parameters = inspect.signature(type(self).__init__).parameters.values()
+        known = {each.name for each in parameters if each.kind == each.KEYWORD_ONLY}
+        if unknown := sorted(set(settings) - known - {"feature_extractor_type", "processor_class"}):
+            raise TypeError(f"{type(self).__name__} has no setting {unknown}. It has {sorted(known)}.")
         super().__init__(**settings)
 
     def __call__(self, samples: Any, *, return_tensors: str | None = "pt", **kwargs: Any) -> BatchFeature:

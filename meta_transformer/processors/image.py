@@ -38,6 +38,14 @@ class ImageProcessor(ModalityProcessor):
         float_range: Lowest and highest value of arrays of floats, which are scaled from there to 0..1.
     """
 
+    num_channels: int
+    size: int | list[int] | None
+    crop_size: int | list[int] | None
+    interpolation: str
+    image_mean: float | list[float]
+    image_std: float | list[float]
+    float_range: list[float]
+
     def __init__(
         self,
         *,
@@ -117,6 +125,8 @@ class ImageProcessor(ModalityProcessor):
         """One sample of any kind to a normalised tensor `(channels, height, width)`."""
         try:
             image = self._to_channels(self._to_unit_range(self._to_array(sample, data_format)))
+        except TypeError as error:
+            raise TypeError(f"image[{index}]: {error}") from error
         except (ValueError, OSError) as error:
             raise ValueError(f"image[{index}]: {error}") from error
         image = self._crop(self._resize(image))
@@ -196,8 +206,8 @@ class ImageProcessor(ModalityProcessor):
             return image
         height, width = image.shape[1:]
         if isinstance(self.size, int):
-            factor = self.size / min(height, width)
-            size = [max(1, round(height * factor)), max(1, round(width * factor))]
+            shorter = min(height, width)  # the other side is rounded down, as torchvision does
+            size = [self.size * height // shorter, self.size * width // shorter]
         else:
             size = list(self.size)
         if size == [height, width]:
@@ -212,10 +222,10 @@ class ImageProcessor(ModalityProcessor):
         size = [self.crop_size] * 2 if isinstance(self.crop_size, int) else self.crop_size
         for axis, length in enumerate(size, start=1):
             missing = max(0, length - image.shape[axis])
-            if missing:  # as torchvision's CenterCrop: black borders around what is too small
+            if missing:  # black borders around what is too small; all rounding is torchvision.s
                 before = [missing // 2, missing - missing // 2]
                 image = functional.pad(image, before if axis == 2 else [0, 0, *before])
-            image = image.narrow(axis, (image.shape[axis] - length) // 2, length)
+            image = image.narrow(axis, round((image.shape[axis] - length) / 2), length)
         return image
 
     @classmethod

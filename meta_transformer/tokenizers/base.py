@@ -8,7 +8,12 @@ from torch import nn
 
 from ..sequence import TokenSequence
 
-__all__ = ["ModalityTokenizer", "TokenizerConfig"]
+__all__ = ["ModalityTokenizer", "TokenizerConfig", "pair"]
+
+
+def pair(value: int | list[int]) -> tuple[int, int]:
+    """One number for both of two axes, or one for each."""
+    return (value, value) if isinstance(value, int) else (value[0], value[1])
 
 
 @strict

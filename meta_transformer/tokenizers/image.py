@@ -18,14 +18,9 @@ from torch.nn import functional
 from transformers import initialization as init
 
 from ..sequence import GridLayout, TokenSequence
-from .base import ModalityTokenizer, TokenizerConfig
+from .base import ModalityTokenizer, TokenizerConfig, pair
 
 __all__ = ["ImageTokenizer", "ImageTokenizerConfig"]
-
-
-def _pair(value: int | list[int]) -> tuple[int, int]:
-    """Height and width from one number for both, or two."""
-    return (value, value) if isinstance(value, int) else (value[0], value[1])
 
 
 @strict
@@ -49,11 +44,11 @@ class ImageTokenizerConfig(TokenizerConfig):
     def validate_sizes(self) -> None:
         for name in ("patch_size", "image_size"):
             value = getattr(self, name)
-            if min(_pair(value)) < 1 or (isinstance(value, list) and len(value) != 2):
+            if min(pair(value)) < 1 or (isinstance(value, list) and len(value) != 2):
                 raise ValueError(f"{name} must be one positive number of pixels or two, got {value}.")
         if self.num_channels < 1:
             raise ValueError(f"num_channels must be at least 1, got {self.num_channels}.")
-        if any(size < patch for size, patch in zip(_pair(self.image_size), _pair(self.patch_size), strict=True)):
+        if any(size < patch for size, patch in zip(pair(self.image_size), pair(self.patch_size), strict=True)):
             raise ValueError(f"image_size {self.image_size} is smaller than patch_size {self.patch_size}.")
 
 
@@ -64,8 +59,8 @@ class ImageTokenizer(ModalityTokenizer):
 
     def __init__(self, config: ImageTokenizerConfig, hidden_size: int) -> None:
         super().__init__(config, hidden_size)
-        self.patch_size = _pair(config.patch_size)
-        height, width = _pair(config.image_size)
+        self.patch_size = pair(config.patch_size)
+        height, width = pair(config.image_size)
         self.position_grid = (height // self.patch_size[0], width // self.patch_size[1])
         self.projection = nn.Conv2d(
             config.num_channels, hidden_size, self.patch_size, stride=self.patch_size, bias=config.patch_bias
@@ -96,7 +91,7 @@ class ImageTokenizer(ModalityTokenizer):
                 f"{self.config.num_channels}), or make the tokenizer with num_channels of your images."
             )
         if pixel_mask is not None:
-            pixel_values = pixel_values * pixel_mask[:, None].to(pixel_values.dtype)
+            pixel_values = pixel_values.masked_fill(~pixel_mask[:, None].bool(), 0)
         height, width = pixel_values.shape[-2:]
         padding = (0, -width % self.patch_size[1], 0, -height % self.patch_size[0])
         patches = self.projection(functional.pad(pixel_values, padding))

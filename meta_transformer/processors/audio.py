@@ -1,0 +1,284 @@
+"""Sound as people have it to log-mel spectrograms: files, bytes, arrays with a sampling rate, `datasets` columns.
+
+Leaves: `input_features` `(batch, frames, mels)`, one frame every 10 ms, normalised, padded with zeros to the longest
+clip of the batch, and `input_features_mask` `(batch, frames)`, true in the clip itself, if the clips differ in length.
+
+The features are AST's (Gong, Chung and Glass 2021, section 2.1): Kaldi's log-mel filter bank of 25 ms Hann windows,
+normalised with AudioSet's statistics to mean 0 and standard deviation 0.5.
+"""
+
+from collections.abc import Iterator, Mapping
+from io import BytesIO
+from itertools import chain
+from math import isfinite, sqrt
+from numbers import Integral, Real
+from os import PathLike
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
+from transformers import BatchFeature
+
+from .base import ModalityProcessor
+
+__all__ = ["AudioProcessor"]
+
+_FRAME_LENGTH, _FRAME_SHIFT = 25.0, 10.0  # ms
+_MAX_CHANNELS = 16  # an array with more of them is a batch of clips that was taken for one
+
+
+class AudioProcessor(ModalityProcessor):
+    """Decode, mix to mono, resample, log-mel filter bank, normalise, pad.
+
+    Args:
+        sampling_rate: Rate in Hz to which all clips are resampled, at least 1000.
+        num_mel_bins: Mel bins of a frame, between 20 Hz and half the sampling rate; at least 4.
+        mean: Mean of the log-mel values, AudioSet's by default; `fit` sets your corpus's.
+        std: Their standard deviation, as `mean`. Features are `(values - mean) / (2 * std)`.
+    """
+
+    dummy_call_kwargs: ClassVar[dict[str, Any]] = {"sampling_rate": 16_000}
+
+    sampling_rate: int
+    num_mel_bins: int
+    mean: float
+    std: float
+
+    def __init__(
+        self,
+        *,
+        sampling_rate: int = 16_000,
+        num_mel_bins: int = 128,
+        mean: float = -4.2677393,
+        std: float = 4.5689974,
+        **kwargs: Any,
+    ) -> None:
+        for name, value, least in (("sampling_rate", sampling_rate, 1000), ("num_mel_bins", num_mel_bins, 4)):
+            if not isinstance(value, Integral) or value < least:
+                raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}.")
+        if not isfinite(mean) or not isfinite(std) or std <= 0:
+            raise ValueError(f"mean and std must be finite and std positive, got {mean} and {std}.")
+        settings = {"sampling_rate": int(sampling_rate), "num_mel_bins": int(num_mel_bins)}
+        super().__init__(**settings, mean=float(mean), std=float(std), **kwargs)
+
+    def tokenizer_config(self) -> dict[str, Any]:
+        return {"num_mel_bins": self.num_mel_bins}
+
+    def __call__(
+        self, samples: Any, *, sampling_rate: int | None = None, return_tensors: str | None = "pt", **kwargs: Any
+    ) -> BatchFeature:
+        """Process one clip or a list of clips, of any lengths.
+
+        Args:
+            samples: Each a path, the bytes of a file, a dict of a `datasets` column (`{"array", "sampling_rate"}`, or
+                `{"bytes", "path"}` of `Audio(decode=False)`) or its decoder, or a numpy or torch array or list of
+                numbers. Floats lie in -1..1; int16 and int32 are scaled to that. An array of two dimensions is one
+                clip, its shorter dimension the channels, or the first if both are equal.
+            sampling_rate: Rate in Hz of samples that do not carry their own, which are arrays and lists.
+            return_tensors: `"pt"` or `"np"`.
+
+        Returns:
+            `input_features`, and `input_features_mask` if the clips differ in number of frames. A clip shorter than
+            one window of 25 ms is padded with silence to one frame.
+
+        Raises:
+            ValueError: No clip, an unreadable or empty one, NaN or infinity, three dimensions, more than 16 channels,
+                no sampling rate, or one that contradicts the clip's own.
+            TypeError: A sample or integers of another type, or an unknown argument.
+        """
+        if kwargs:
+            raise TypeError(f"{type(self).__name__} takes no argument {sorted(kwargs)}.")
+        clips = [(values - self.mean) / (2 * self.std) for values in self._log_mels(samples, sampling_rate)]
+        data = {"input_features": pad_sequence(clips, batch_first=True).numpy()}
+        lengths = np.array([len(clip) for clip in clips])
+        if (lengths != lengths.max()).any():
+            data["input_features_mask"] = np.arange(lengths.max()) < lengths[:, None]
+        return BatchFeature(data, tensor_type=return_tensors)
+
+    def fit(self, samples: Any, *, sampling_rate: int | None = None, **kwargs: Any) -> "AudioProcessor":
+        """Set `mean` and `std` to those of the log-mel values of `samples`, over all frames and mel bins.
+
+        Args:
+            samples: As of `__call__`; an iterator is consumed clip by clip, so that a corpus need not fit in memory.
+            sampling_rate: As of `__call__`.
+            kwargs: None.
+
+        Returns:
+            This processor.
+
+        Raises:
+            ValueError: As `__call__`, or all values are the same.
+            TypeError: As `__call__`.
+        """
+        if kwargs:
+            raise TypeError(f"{type(self).__name__}.fit takes no argument {sorted(kwargs)}.")
+        count, total, squares = 0, 0.0, 0.0
+        for values in self._log_mels(samples, sampling_rate):
+            values = values.double()
+            count += values.numel()
+            total += values.sum().item()
+            squares += values.square().sum().item()
+        variance = squares / count - (total / count) ** 2
+        if variance < 1e-6:
+            raise ValueError("All log-mel values of the samples are the same, as of silence; fit on clips with sound.")
+        self.mean, self.std = total / count, sqrt(variance)
+        return self
+
+    def _log_mels(self, samples: Any, sampling_rate: int | None) -> Iterator[Tensor]:
+        """Log-mel values `(frames, mels)` of one clip after the other."""
+        for index, sample in enumerate(_one_by_one(samples)):
+            try:
+                waveform = self._waveform(sample, sampling_rate)
+            except (ValueError, TypeError, OSError) as error:
+                kind = TypeError if isinstance(error, TypeError) else ValueError
+                raise kind(f"audio[{index}]: {error}") from error
+            yield self._log_mel(waveform)
+
+    def _waveform(self, sample: Any, sampling_rate: int | None) -> Tensor:
+        """One clip of any kind to a mono waveform `(samples,)` at this processor's rate."""
+        array, own_rate = _decode(sample)
+        if own_rate is None and sampling_rate is None:
+            raise ValueError(
+                "an array does not tell its sampling rate; pass sampling_rate=<Hz>, or give the clip as "
+                "{'array': ..., 'sampling_rate': <Hz>}."
+            )
+        if None not in (own_rate, sampling_rate) and own_rate != sampling_rate:
+            raise ValueError(
+                f"the clip has a sampling rate of {own_rate} Hz, but sampling_rate={sampling_rate} was passed; "
+                "leave it out for clips that carry their own."
+            )
+        rate = sampling_rate if own_rate is None else own_rate
+        if not isinstance(rate, Integral) or rate < 1:
+            raise ValueError(f"sampling_rate must be a positive integer, in Hz, got {rate!r}.")
+        waveform = torch.from_numpy(_mono(array))
+        if not waveform.isfinite().all():
+            raise ValueError("the clip holds NaN or infinity; replace those samples first.")
+        if rate == self.sampling_rate:
+            return waveform
+        return _torchaudio().functional.resample(waveform, int(rate), self.sampling_rate)
+
+    def _log_mel(self, waveform: Tensor) -> Tensor:
+        """Kaldi's log-mel filter bank `(frames, mels)` with AST's options."""
+        window = int(self.sampling_rate * _FRAME_LENGTH * 0.001)  # rounded as Kaldi rounds
+        waveform = functional.pad(waveform - waveform.mean(), (0, max(0, window - len(waveform))))
+        return _torchaudio().compliance.kaldi.fbank(
+            waveform[None],
+            sample_frequency=self.sampling_rate,
+            num_mel_bins=self.num_mel_bins,
+            frame_length=_FRAME_LENGTH,
+            frame_shift=_FRAME_SHIFT,
+            window_type="hanning",
+            htk_compat=True,
+            use_energy=False,
+            dither=0.0,
+        )
+
+    @classmethod
+    def dummy_samples(cls, batch_size: int, seed: int = 0) -> list[np.ndarray]:
+        random = np.random.default_rng(seed)
+        lengths = random.integers(4800, 9601, size=batch_size)
+        return [random.uniform(-0.5, 0.5, size=length).astype(np.float32) for length in lengths]
+
+
+def _one_by_one(samples: Any) -> Iterator[Any]:
+    """The clips of `samples`, be it one clip, a sequence or an iterator."""
+    array = isinstance(samples, np.ndarray | Tensor) and samples.dtype != object
+    if array or isinstance(samples, str | PathLike | bytes | Mapping) or hasattr(samples, "get_all_samples"):
+        yield samples
+        return
+    try:
+        rest = iter(samples)
+    except TypeError:
+        raise TypeError(f"audio must be a clip or a list of clips, got {type(samples).__name__}.") from None
+    first = next(rest, rest)
+    if first is rest:
+        raise ValueError("audio is an empty list; give at least one clip.")
+    if isinstance(first, Real):
+        yield [first, *rest]
+    else:
+        yield from chain([first], rest)
+
+
+def _decode(sample: Any) -> tuple[np.ndarray, int | None]:
+    """The samples of a clip, as `_mono` takes them, and the sampling rate if the clip carries one."""
+    if isinstance(sample, Mapping):
+        if sample.get("array") is not None:
+            return _decode(sample["array"])[0], sample.get("sampling_rate")
+        source = sample.get("bytes") or sample.get("path")
+        if source is None:
+            raise ValueError(f"a dict must hold 'array' and 'sampling_rate', 'bytes' or 'path', got {sorted(sample)}.")
+        sample = source
+    if isinstance(sample, str | PathLike | bytes):
+        return _read(sample)
+    if hasattr(sample, "get_all_samples"):  # torchcodec's AudioDecoder, which `datasets` gives for a decoded column
+        decoded = sample.get_all_samples()
+        return decoded.data.mean(dim=0).numpy(), decoded.sample_rate
+    if isinstance(sample, Tensor):
+        sample = sample.detach().cpu()
+        return (sample.float() if sample.is_floating_point() else sample).numpy(), None
+    if isinstance(sample, np.ndarray | list | tuple):
+        return np.asarray(sample), None
+    raise TypeError(
+        "a clip must be a path, bytes, a dict with 'array' or 'bytes', a numpy or torch array or a list of numbers, "
+        f"got {type(sample).__name__}."
+    )
+
+
+def _read(source: str | PathLike | bytes) -> tuple[np.ndarray, int]:
+    """Mono samples and sampling rate of a file or its bytes."""
+    try:
+        import soundfile
+    except (ImportError, OSError) as error:  # OSError: the package is there, its libsndfile is not
+        raise ImportError('Reading audio files needs soundfile: pip install "meta_transformer[audio]"') from error
+    in_memory = isinstance(source, bytes)
+    if not in_memory and not Path(source).is_file():
+        raise ValueError(f"there is no file {str(source)!r}.")
+    try:
+        array, rate = soundfile.read(BytesIO(source) if in_memory else source, dtype="float32", always_2d=True)
+    except soundfile.SoundFileError as error:
+        name = f"{len(source)} bytes" if in_memory else repr(str(source))
+        raise ValueError(f"cannot read {name} as an audio file (WAV, FLAC, OGG, MP3): {error}") from error
+    return array.mean(axis=1), rate
+
+
+def _mono(array: np.ndarray) -> np.ndarray:
+    """One channel `(samples,)` of float32 in -1..1."""
+    if array.size == 0:
+        raise ValueError(f"the clip is empty, shape {array.shape}; leave it out.")
+    if array.ndim not in (1, 2):
+        raise ValueError(
+            f"an array must have shape (samples,), (channels, samples) or (samples, channels), got {array.shape}; give "
+            "several clips as a list."
+        )
+    if array.dtype in (np.int16, np.int32):
+        array = array.astype(np.float32) / np.float32(-float(np.iinfo(array.dtype).min))
+    if not np.issubdtype(array.dtype, np.floating):
+        raise TypeError(
+            f"samples of type {array.dtype} have no known range; convert them to floats in -1..1, int16 or int32."
+        )
+    array = array.astype(np.float32)
+    if array.ndim == 2:
+        if min(array.shape) > _MAX_CHANNELS:
+            raise ValueError(
+                f"shape {array.shape} would be one clip of {min(array.shape)} channels; give several clips as a list, "
+                "such as list(array)."
+            )
+        array = array.mean(axis=0 if array.shape[0] <= array.shape[1] else 1)
+    return array
+
+
+def _torchaudio() -> Any:
+    """Torchaudio with the parts that are used here."""
+    try:
+        import torchaudio
+        import torchaudio.compliance.kaldi
+        import torchaudio.functional
+    except (ImportError, OSError) as error:  # OSError: built for another torch
+        raise ImportError(
+            'Audio features need the torchaudio of the same release as torch: pip install "meta_transformer[audio]"'
+        ) from error
+    return torchaudio

@@ -1,0 +1,173 @@
+"""Images of all kinds, sizes, depths and channels; against PIL, torchvision and transformers."""
+
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_sample_images
+from torch.testing import assert_close
+from torchvision.transforms import v2
+
+from meta_transformer.processors.image import ImageProcessor
+
+RANDOM = np.random.default_rng(0)
+COLOUR = RANDOM.integers(0, 256, size=(20, 30, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def raw():
+    """A processor that scales to 0..1 and does nothing else."""
+    return ImageProcessor(image_mean=0.0, image_std=1.0)
+
+
+def values(processor, sample, **kwargs):
+    return processor(sample, **kwargs)["pixel_values"][0]
+
+
+def encoded(image, kind="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def real_photograph():
+    folder = os.environ.get("META_TRANSFORMER_DATA")
+    if folder:
+        return np.asarray(Image.open(next(Path(folder, "image", "cifar10_small", "test").rglob("*.jpg"))))
+    return load_sample_images().images[0]
+
+
+def test_all_forms_of_one_image_give_the_same(raw, tmp_path):
+    data = encoded(Image.fromarray(COLOUR))
+    (tmp_path / "a.png").write_bytes(data)
+    expected = torch.from_numpy(COLOUR).permute(2, 0, 1) / 255
+    for form in (
+        COLOUR,
+        torch.from_numpy(COLOUR).permute(2, 0, 1),
+        COLOUR.astype(np.float64) / 255,
+        Image.fromarray(COLOUR),
+        data,
+        tmp_path / "a.png",
+        str(tmp_path / "a.png"),
+        {"bytes": data, "path": None},
+        {"bytes": None, "path": str(tmp_path / "a.png")},
+        Image.fromarray(COLOUR).convert("RGBA"),
+    ):
+        assert_close(values(raw, form), expected)
+
+
+def test_a_photograph_is_resized_and_normalised_as_by_torchvision():
+    photograph = real_photograph().copy()
+    mean, std = [0.48, 0.46, 0.41], [0.27, 0.26, 0.28]
+    processor = ImageProcessor(size=48, crop_size=[40, 44], image_mean=mean, image_std=std)
+    reference = v2.Compose(
+        [
+            v2.ToImage(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Resize(48, interpolation=v2.InterpolationMode.BICUBIC, antialias=True),
+            v2.CenterCrop([40, 44]),
+        ]
+    )
+    expected = (reference(photograph).clamp(0, 1) - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+    assert_close(values(processor, photograph), expected, rtol=0, atol=1e-4)
+
+
+def test_a_crop_larger_than_the_image_is_bordered_as_by_torchvision(raw):
+    processor = ImageProcessor(crop_size=[25, 28], image_mean=0.0, image_std=1.0)
+    assert_close(values(processor, COLOUR), v2.CenterCrop([25, 28])(values(raw, COLOUR)))
+
+
+def test_exif_orientation_turns_the_image_upright(raw):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: rotate by 90 degrees clockwise to view
+    data = encoded(Image.fromarray(COLOUR), exif=exif)
+    assert_close(values(raw, data), torch.from_numpy(np.rot90(COLOUR, -1).copy()).permute(2, 0, 1) / 255)
+
+
+def test_sixteen_bits_are_kept():
+    deep = RANDOM.integers(0, 65536, size=(9, 7), dtype=np.uint16)
+    processor = ImageProcessor(num_channels=1, image_mean=0.0, image_std=1.0)
+    expected = torch.from_numpy(deep.astype(np.float32) / 65535)[None]
+    assert len(np.unique(deep // 256)) < len(np.unique(deep))
+    for form in (deep, encoded(Image.fromarray(deep)), torch.from_numpy(deep)):
+        assert_close(values(processor, form), expected)
+
+
+def test_colour_turns_grey_as_in_pil():
+    processor = ImageProcessor(num_channels=1, image_mean=0.0, image_std=1.0)
+    expected = np.asarray(Image.fromarray(COLOUR).convert("L"), dtype=np.float32)[None] / 255
+    assert_close(values(processor, COLOUR), torch.from_numpy(expected), rtol=0, atol=1.01 / 255)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "CMYK", "YCbCr", "RGBA", "F"])
+def test_every_mode_of_pil_is_read(raw, mode):
+    image = Image.fromarray(COLOUR).convert(mode) if mode != "F" else Image.fromarray(RANDOM.random((20, 30), np.float32))
+    found = values(raw, image)
+    assert found.shape == (3, 20, 30)
+    assert 0 <= found.min() < found.max() <= 1
+
+
+def test_any_number_of_channels_in_either_order():
+    bands = RANDOM.random((7, 20, 30), dtype=np.float32)
+    processor = ImageProcessor(num_channels=7, image_mean=[0.1] * 7, image_std=[0.5] * 7)
+    expected = (torch.from_numpy(bands) - 0.1) / 0.5
+    assert_close(values(processor, bands), expected)
+    assert_close(values(processor, np.moveaxis(bands, 0, -1)), expected)
+
+
+def test_images_of_different_size_are_padded_and_masked():
+    small, large = COLOUR[:8, :12], COLOUR
+    batch = ImageProcessor()([small, large])
+    assert batch["pixel_values"].shape == (2, 3, 20, 30)
+    assert batch["pixel_mask"].sum(dim=(1, 2)).tolist() == [8 * 12, 20 * 30]
+    assert batch["pixel_values"][0][:, ~batch["pixel_mask"][0]].abs().max() == 0
+    assert_close(batch["pixel_values"][0, :, :8, :12], values(ImageProcessor(), small))
+
+
+def test_images_of_one_size_need_no_mask():
+    assert set(ImageProcessor()([COLOUR, COLOUR])) == {"pixel_values"}
+    assert ImageProcessor()(np.stack([COLOUR, COLOUR]))["pixel_values"].shape[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("sample", "message"),
+    [
+        (np.full((8, 8), np.nan), "NaN"),
+        (np.full((8, 8), 255.0), "float_range"),
+        (np.zeros((8, 8), np.int64), "int64"),
+        (np.zeros((0, 8, 3), np.uint8), "empty"),
+        (np.zeros((8, 8, 5), np.uint8), "cannot tell"),
+        (np.zeros((3, 8, 3), np.uint8), "cannot tell"),
+        (np.zeros(8, np.uint8), "2 or 3 dimensions"),
+        (b"no image", "cannot identify"),
+        ("no/such/file.png", "No such file"),
+    ],
+)
+def test_bad_images_are_refused_with_their_index(sample, message):
+    with pytest.raises(ValueError, match=rf"image\[1\].*{message}"):
+        ImageProcessor()([COLOUR, sample])
+
+
+def test_a_number_of_channels_that_cannot_be_converted_is_refused():
+    with pytest.raises(ValueError, match="5 channels, but this processor and its model were made for 3"):
+        ImageProcessor()(np.zeros((5, 8, 8), np.uint8), input_data_format="channels_first")
+
+
+def test_a_truncated_file_is_refused():
+    data = encoded(Image.fromarray(np.tile(COLOUR, (8, 8, 1))), "JPEG")
+    with pytest.raises(ValueError, match="truncated"):
+        ImageProcessor()(data[: len(data) // 2])
+
+
+def test_something_else_is_refused():
+    with pytest.raises(TypeError, match=r"image\[0\].*got int"):
+        ImageProcessor()([3])
+
+
+def test_means_must_fit_the_channels():
+    with pytest.raises(ValueError, match="image_mean"):
+        ImageProcessor(num_channels=1, image_mean=[0.5, 0.5, 0.5])
