@@ -1,0 +1,82 @@
+"""One processor for several modalities: routing of arguments, and what it refuses."""
+
+import numpy as np
+import pytest
+import torch
+
+from meta_transformer import MetaTransformerConfig, MetaTransformerProcessor
+from meta_transformer.processors.image import ImageProcessor
+
+IMAGE = np.zeros((16, 16, 3), np.uint8)
+WAVE = np.sin(np.arange(8000) / 10).astype(np.float32)
+
+
+@pytest.fixture
+def processor():
+    return MetaTransformerProcessor(image=ImageProcessor(image_mean=0.0), audio=True)
+
+
+def test_tensors_of_all_modalities_come_together(processor):
+    batch = processor(image=IMAGE, audio=WAVE, sampling_rate=16_000)
+    assert set(batch) == {"pixel_values", "input_features"}
+    assert processor.model_input_names == ["pixel_values", "pixel_mask", "input_features", "input_features_mask"]
+
+
+def test_a_modality_may_be_none(processor):
+    assert set(processor(image=IMAGE, audio=None)) == {"pixel_values"}
+
+
+def test_arguments_reach_the_processor_that_takes_them(processor):
+    direct = processor(audio=WAVE, sampling_rate=8_000)
+    named = processor(audio=WAVE, audio_kwargs={"sampling_rate": 8_000})
+    torch.testing.assert_close(direct["input_features"], named["input_features"])
+    assert direct["input_features"].shape[1] > processor(audio=WAVE, sampling_rate=16_000)["input_features"].shape[1]
+
+
+def test_processors_are_attributes(processor):
+    assert isinstance(processor.image, ImageProcessor)
+    with pytest.raises(AttributeError, match="tabular"):
+        processor.tabular  # noqa: B018
+
+
+def test_processors_follow_from_a_configuration():
+    made = MetaTransformerProcessor.from_config(MetaTransformerConfig(modalities=["audio", "image"]))
+    assert list(made.processors) == ["audio", "image"]
+
+
+def test_raw_data_is_processed_in_full_precision_under_autocast(processor):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        batch = processor(image=IMAGE, audio=WAVE, sampling_rate=16_000)
+    assert {value.dtype for value in batch.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "Nothing to process"),
+        ({"smell": [1]}, "'smell' is no modality"),
+        ({"tabular": {"a": 1}}, r"No processor for \['tabular'\] here, only for \['image', 'audio'\]"),
+        ({"image": []}, "empty list"),
+        ({"audio": WAVE}, "sampling_rate"),
+        ({"image": [IMAGE, IMAGE], "audio": WAVE, "sampling_rate": 16_000}, "same number of samples"),
+        ({"image": IMAGE, "sampling_rate": 16_000}, "'sampling_rate' is no modality, nor an argument"),
+    ],
+)
+def test_bad_calls_are_refused(processor, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        processor(**arguments)
+
+
+def test_bad_parts_are_refused():
+    with pytest.raises(ValueError, match="at least one modality"):
+        MetaTransformerProcessor()
+    with pytest.raises(ValueError, match="Unknown modality 'smell'"):
+        MetaTransformerProcessor(smell=True)
+    with pytest.raises(TypeError, match="audio must be a AudioProcessor or True"):
+        MetaTransformerProcessor(audio=ImageProcessor())
+
+
+def test_a_folder_without_processor_is_refused(tmp_path):
+    (tmp_path / "processor_config.json").write_text('{"processor_class": "CLIPProcessor"}')
+    with pytest.raises(ValueError, match="holds no MetaTransformerProcessor"):
+        MetaTransformerProcessor.from_pretrained(tmp_path)

@@ -1,0 +1,40 @@
+"""Sequences of tokens: joining and pooling, against plain loops."""
+
+import torch
+from torch.testing import assert_close
+
+from meta_transformer import TokenSequence
+from meta_transformer.sequence import GridLayout
+
+PREFIX = torch.randn(2, 1, 4)
+FIRST, SECOND = torch.randn(2, 3, 4), torch.randn(2, 2, 4)
+MASK = torch.tensor([[True, False], [True, True]])
+
+
+def test_segments_are_joined_in_order_behind_the_prefix():
+    layout = GridLayout((1, 3), (16, 16), (16, 16))
+    parts = {"a": TokenSequence(FIRST, layout=layout), "b": TokenSequence(SECOND, MASK)}
+    joined = TokenSequence.concatenate(PREFIX, parts)
+    assert_close(joined.embeddings, torch.cat([PREFIX, FIRST, SECOND], dim=1))
+    assert [(s.modality, s.start, s.length, s.layout) for s in joined.segments] == [("a", 1, 3, layout), ("b", 4, 2, None)]
+    assert joined.mask.tolist() == [[True] * 5 + [False], [True] * 6]
+
+
+def test_without_padding_there_is_no_mask():
+    assert TokenSequence.concatenate(PREFIX, {"a": TokenSequence(FIRST)}).mask is None
+
+
+def test_the_mean_leaves_out_padding_and_prefix():
+    joined = TokenSequence.concatenate(PREFIX, {"a": TokenSequence(FIRST), "b": TokenSequence(SECOND, MASK)})
+    expected = [
+        torch.stack([*FIRST[row], *(token for token, real in zip(SECOND[row], MASK[row], strict=True) if real)]).mean(0)
+        for row in range(2)
+    ]
+    assert_close(joined.mean(), torch.stack(expected))
+    unpadded = TokenSequence.concatenate(PREFIX, {"a": TokenSequence(FIRST)})
+    assert_close(unpadded.mean(), FIRST.mean(dim=1))
+
+
+def test_a_sample_without_any_token_has_mean_zero():
+    sequence = TokenSequence(FIRST, torch.zeros(2, 3, dtype=torch.bool))
+    assert_close(sequence.mean(), torch.zeros(2, 4))
