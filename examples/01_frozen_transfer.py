@@ -135,7 +135,9 @@ def _recordings() -> tuple[list, int, str] | None:
 
     with open(folder / "labels.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    clips = [(soundfile.read(folder / row["path"], dtype="float32")[0], int(row["label"]), row["split"]) for row in rows]
+    clips = [
+        (soundfile.read(folder / row["path"], dtype="float32")[0], int(row["label"]), row["split"]) for row in rows
+    ]
     return clips, soundfile.info(folder / rows[0]["path"]).samplerate, "spoken digits"
 
 
@@ -237,9 +239,7 @@ def _raw(samples: list, modality: str) -> Any:
 
 
 def _dataset(part: tuple[list, list[int]], modality: str) -> Dataset:
-    rows = [
-        {modality: sample, "labels": label, "length": len(sample)} for sample, label in zip(*part, strict=True)
-    ]
+    rows = [{modality: sample, "labels": label, "length": len(sample)} for sample, label in zip(*part, strict=True)]
     return Dataset.from_list(rows).with_format("numpy")
 
 
@@ -271,12 +271,13 @@ def predict_in_fresh_process(name: str, folder: Path) -> list[int]:
 # 5. Report
 def report(rows: list[dict[str, Any]], output: Path) -> None:
     table = Table(title="One frozen trunk, three tasks: test accuracy")
-    for column in ("task", "modality", "frozen trunk", "scikit-learn", "majority", "trained", "frozen", "seconds", "reloaded"):
-        table.add_column(column, justify="left" if column in ("task", "modality") else "right")
+    columns = ("task", "frozen trunk", "scikit-learn", "majority", "trained", "frozen", "seconds", "reloaded")
+    for column in columns:
+        table.add_column(column, justify="left" if column == "task" else "right")
     for row in rows:
         scores = [f"{row[key]:.3f}" for key in ("accuracy", "scikit-learn", "majority")]
         counts = [f"{row[key]:,}" for key in ("trainable", "frozen")]
-        table.add_row(row["task"], row["modality"], *scores, *counts, f"{row['seconds']:.0f}", row["reloaded"])
+        table.add_row(f"{row['task']} ({row['modality']})", *scores, *counts, f"{row['seconds']:.0f}", row["reloaded"])
     console.print(table)
     (output / "results.json").write_text(json.dumps(rows, indent=1))
     import matplotlib
@@ -286,7 +287,11 @@ def report(rows: list[dict[str, Any]], output: Path) -> None:
 
     figure, (bars, curves) = pyplot.subplots(1, 2, figsize=(11, 4))
     places = np.arange(len(rows))
-    for offset, key, label in ((-0.27, "majority", "majority"), (0, "scikit-learn", "logistic regression"), (0.27, "accuracy", "frozen trunk")):
+    for offset, key, label in (
+        (-0.27, "majority", "majority"),
+        (0, "scikit-learn", "logistic regression"),
+        (0.27, "accuracy", "frozen trunk"),
+    ):
         drawn = bars.bar(places + offset, [row[key] for row in rows], width=0.25, label=label)
         bars.bar_label(drawn, fmt="%.2f", fontsize=8)
     bars.set_xticks(places, [row["task"] for row in rows], fontsize=8)
@@ -328,7 +333,8 @@ def main() -> None:
         same = predict_in_fresh_process(name, folder) == row["predictions"]
         rows.append({**row, "reloaded": "same" if same else "DIFFERS"})
     report(rows, arguments.output)
-    console.print(f"Trunk after all tasks: {({row['fingerprint'][:16] for row in rows})}, unchanged. Written: {arguments.output}")
+    fingerprints = {row["fingerprint"][:16] for row in rows}
+    console.print(f"Trunk after all tasks: {', '.join(fingerprints)}, unchanged. Written: {arguments.output}")
     if not all(row["reloaded"] == "same" for row in rows):
         sys.exit("A reloaded checkpoint predicts otherwise than the trained model.")
 

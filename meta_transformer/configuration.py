@@ -6,12 +6,14 @@ from typing import Any, ClassVar, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from .heads.base import HeadConfig
 from .registry import HEADS, MODALITIES
+from .tokenizers.base import TokenizerConfig
 
 __all__ = ["MetaTransformerConfig"]
 
 
-def _build(config_class: type, value: Any, owner: str) -> Any:
+def _build(config_class: type[TokenizerConfig | HeadConfig], value: Any, owner: str) -> Any:
     """An instance of `config_class` from a dictionary, from nothing, or as it is."""
     if isinstance(value, config_class):
         return value
@@ -67,21 +69,22 @@ class MetaTransformerConfig(PreTrainedConfig):
     use_final_layernorm: bool = True
     initializer_range: float = 0.02
     pooling: Literal["cls", "mean"] = "cls"
-    modalities: dict[str, Any] | list[str] | tuple[str, ...] = ("image",)
-    heads: dict[str, Any] | list[str] | tuple[str, ...] | None = None
+    # Whatever form is assigned to these two, they are read as a dict of configurations; see `__setattr__`.
+    modalities: Any = ("image",)
+    heads: Any = None
     freeze_encoder: bool = True
     encoder_name_or_path: str | None = None
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, key: str, value: Any) -> None:
         # On assignment, not in __post_init__: from_pretrained(..., modalities=[...]) assigns to a finished object.
-        if name in ("modalities", "heads"):
-            registry = MODALITIES if name == "modalities" else HEADS
+        if key in ("modalities", "heads"):
+            registry = MODALITIES if key == "modalities" else HEADS
             options = value if isinstance(value, dict) else dict.fromkeys(value or ())
             value = {
-                key: _build(registry[key].config_class, option, f"{registry.kind} {key!r}")
-                for key, option in options.items()
+                name: _build(registry[name].config_class, option, f"{registry.kind} {name!r}")
+                for name, option in options.items()
             }
-        super().__setattr__(name, value)
+        super().__setattr__(key, value)
 
     def validate_trunk(self) -> None:
         """Refuse shapes that cannot be built."""
@@ -113,7 +116,8 @@ class MetaTransformerConfig(PreTrainedConfig):
     def _named(cls, shape: tuple[int, int, int], options: dict[str, Any]) -> "MetaTransformerConfig":
         width, depth, heads = shape
         trunk = {"hidden_size": width, "num_hidden_layers": depth, "num_attention_heads": heads}
-        return cls(**{**trunk, "intermediate_size": 4 * width, **options})
+        settings: dict[str, Any] = {**trunk, "intermediate_size": 4 * width, **options}
+        return cls(**settings)
 
     @classmethod
     def tiny(cls, **options: Any) -> "MetaTransformerConfig":

@@ -75,7 +75,7 @@ class MetaTransformerPreTrainedModel(LoadingMixin, SharingMixin, PreTrainedModel
     def __init__(self, config: MetaTransformerConfig) -> None:
         super().__init__(config)
         self.main_input_name = MODALITIES[next(iter(config.modalities))].model_input_names[0]
-        self.input_modalities = tuple(config.modalities)
+        self.input_modalities = list(config.modalities)
         _advertise_inputs(type(self).forward)
 
     def post_init(self) -> None:
@@ -90,8 +90,9 @@ class MetaTransformerPreTrainedModel(LoadingMixin, SharingMixin, PreTrainedModel
         buffers: its own `init_parameters`.
         """
         super()._init_weights(module)
-        if hasattr(module, "init_parameters"):
-            module.init_parameters(self.config.initializer_range)
+        initialize = getattr(module, "init_parameters", None)
+        if initialize is not None:
+            initialize(self.config.initializer_range)
 
     def freeze_encoder(self) -> None:
         """Freeze the trunk: no gradient, no dropout, in this object and whenever it is saved and loaded again."""
@@ -111,7 +112,12 @@ class MetaTransformerPreTrainedModel(LoadingMixin, SharingMixin, PreTrainedModel
 
     def encoder_fingerprint(self) -> str:
         """Hash of all weights of the trunk: equal for equal weights, and unchanged by training while it is frozen."""
-        return fingerprint(self.base_model.encoder.trunk_parameters())
+        return fingerprint(self.trunk_parameters())
+
+    def trunk_parameters(self) -> dict[str, nn.Parameter]:
+        """As `MetaTransformerEncoder.trunk_parameters`."""
+        encoder: Any = self.base_model.encoder
+        return encoder.trunk_parameters()
 
     def parameter_summary(self) -> ParameterSummary:
         """How many parameters of each part train and how many are frozen; print it for a table."""
@@ -254,7 +260,9 @@ class MetaTransformerForTask(MetaTransformerPreTrainedModel):
         self.post_init()
 
     @can_return_tuple
-    def forward(self, *, labels: Any = None, num_items_in_batch: Tensor | int | None = None, **inputs: Any) -> ModelOutput:
+    def forward(
+        self, *, labels: Any = None, num_items_in_batch: Tensor | int | None = None, **inputs: Any
+    ) -> ModelOutput:
         """Predict, and compute the loss where there are labels.
 
         Args:
@@ -295,4 +303,4 @@ def _advertise_inputs(forward: Callable) -> None:
     first, *others, rest = inspect.signature(forward).parameters.values()
     names = [name for entry in MODALITIES for name in entry.model_input_names]
     keyword = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in names]
-    forward.__signature__ = inspect.Signature([first, *keyword, *others, rest])
+    vars(forward)["__signature__"] = inspect.Signature([first, *keyword, *others, rest])

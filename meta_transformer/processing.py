@@ -2,12 +2,19 @@
 
 import inspect
 from os import PathLike
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any
 
 import torch
+from huggingface_hub import CommitInfo
+from torch import nn
 from transformers import BatchFeature, ProcessorMixin
 
-from .checkpoints.atomic import atomic_folder
+from .checkpoints.atomic import atomic_folder, refuse_unfinished
+from .checkpoints.foreign import read_foreign
+from .checkpoints.hub import push_files
 from .configuration import MetaTransformerConfig
 from .processors.base import ModalityProcessor
 from .registry import MODALITIES
@@ -36,6 +43,8 @@ class MetaTransformerProcessor(ProcessorMixin):
                 raise TypeError(f"{modality} must be a {processor_class.__name__} or True, got {processor!r}.")
             self.processors[modality] = processor
         self.chat_template = None
+        # Trainer asks every processor for the special tokens of its tokenizer: there are none.
+        self.tokenizer = SimpleNamespace(bos_token_id=None, eos_token_id=None, pad_token_id=None)
 
     def __getattr__(self, name: str) -> ModalityProcessor:
         try:
@@ -114,28 +123,73 @@ class MetaTransformerProcessor(ProcessorMixin):
         blocks = {modality: processor.to_dict() for modality, processor in self.processors.items()}
         return {"processor_class": type(self).__name__, "processors": blocks}
 
-    def save_pretrained(self, save_directory: str | PathLike, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
-        """Write `processor_config.json`, whole or not at all; see `ProcessorMixin.save_pretrained`."""
+    def save_pretrained(self, save_directory: str | PathLike, push_to_hub: bool = False, **options: Any) -> list[str]:
+        """Write `processor_config.json`, whole or not at all.
+
+        Args:
+            save_directory: A folder, made if absent.
+            push_to_hub: Whether to upload what was written afterwards.
+            options: With `push_to_hub`, `repo_id` (by default the name of the folder) and what `push_to_hub` takes.
+
+        Returns:
+            The paths of the files.
+        """
+        folder = Path(save_directory)
+        with atomic_folder(folder) as staging:
+            super().save_pretrained(staging)
+            files = sorted(path.relative_to(staging).as_posix() for path in staging.rglob("*") if path.is_file())
         if push_to_hub:
-            return super().save_pretrained(save_directory, push_to_hub=True, **kwargs)
-        with atomic_folder(save_directory) as folder:
-            super().save_pretrained(folder)
-        return [str(save_directory)]
+            push_files(folder, files, options.pop("repo_id", folder.resolve().name), **options)
+        return [str(folder / name) for name in files]
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> CommitInfo:
+        """Upload to a repository of the hub, made if absent.
+
+        To share model and processor together, pass the processor to the model's `push_to_hub`.
+
+        Args:
+            repo_id: `"owner/name"`, or a name in the own namespace.
+            options: `private`, `token`, `revision`, `create_pr`, `commit_message`, `commit_description` as of the
+                model's method.
+
+        Returns:
+            The commit: `oid`, `commit_url`, `pr_url`.
+        """
+        with TemporaryDirectory() as folder:
+            files = [Path(path).relative_to(folder).as_posix() for path in self.save_pretrained(folder)]
+            return push_files(Path(folder), files, repo_id, **options)
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path: str | PathLike, **kwargs: Any
+        cls, pretrained_model_name_or_path: str | PathLike | nn.Module, **kwargs: Any
     ) -> "MetaTransformerProcessor":
-        """Load from a folder or a hub repository; arguments as of `ProcessorMixin.from_pretrained`."""
-        state, _ = cls.get_processor_dict(pretrained_model_name_or_path, **kwargs)
+        """Load a saved processor, or the image preprocessing that belongs to foreign weights.
+
+        Args:
+            pretrained_model_name_or_path: A folder or a hub repository, of this package or of foreign weights; whatever
+                `MetaTransformerModel.from_pretrained` takes.
+            kwargs: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download`, `subfolder`.
+
+        Returns:
+            The processor; of foreign weights, one for images with the source's size, mean and deviation.
+
+        Raises:
+            ValueError: There is no processor, or the source's preprocessing cannot be expressed.
+        """
+        name, state = pretrained_model_name_or_path, {}
+        refuse_unfinished(name, kwargs.get("subfolder"))
+        if not isinstance(name, nn.Module) and not Path(name).is_file():
+            state, _ = cls.get_processor_dict(name, **kwargs)
         if "processors" not in state:
-            raise ValueError(f"{pretrained_model_name_or_path} holds no MetaTransformerProcessor: no block 'processors'.")
-        return cls(
-            **{
-                modality: MODALITIES[modality].processor_class.from_dict(block)
-                for modality, block in state["processors"].items()
-            }
-        )
+            foreign = read_foreign(name, **kwargs)
+            if foreign is None:
+                raise ValueError(f"{name} holds no MetaTransformerProcessor: no block 'processors'.")
+            return cls(image=MODALITIES["image"].processor_class(**foreign.image_processor))
+        processors: dict[str, Any] = {
+            modality: MODALITIES[modality].processor_class.from_dict(block)
+            for modality, block in state["processors"].items()
+        }
+        return cls(**processors)
 
     @classmethod
     def from_config(cls, config: MetaTransformerConfig) -> "MetaTransformerProcessor":

@@ -7,7 +7,11 @@ enumerates modalities: configuration, processor, model, checkpoints and the gene
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
+
+from .heads.base import HeadConfig, TaskHead
+from .processors.base import ModalityProcessor
+from .tokenizers.base import ModalityTokenizer, TokenizerConfig
 
 __all__ = ["HEADS", "MODALITIES", "Head", "Modality", "Registry", "list_heads", "list_modalities", "register_head"]
 __all__ += ["register_modality"]
@@ -18,11 +22,11 @@ class Modality:
     """What one modality consists of; see `register_modality`."""
 
     name: str
-    processor_class: type
-    tokenizer_class: type
+    processor_class: type[ModalityProcessor]
+    tokenizer_class: type[ModalityTokenizer]
 
     @property
-    def config_class(self) -> type:
+    def config_class(self) -> type[TokenizerConfig]:
         """The tokenizer's configuration class, as annotated on the tokenizer."""
         return self.tokenizer_class.config_class
 
@@ -37,10 +41,10 @@ class Head:
     """What one head consists of; see `register_head`."""
 
     name: str
-    head_class: type
+    head_class: type[TaskHead]
 
     @property
-    def config_class(self) -> type:
+    def config_class(self) -> type[HeadConfig]:
         return self.head_class.config_class
 
 
@@ -56,7 +60,9 @@ class Registry(Generic[Entry]):
 
     def add(self, entry: Entry) -> None:
         if not entry.name.isidentifier() or entry.name != entry.name.lower():
-            raise ValueError(f"{self.kind} name must be a lower-case identifier such as 'point_cloud', got {entry.name!r}.")
+            raise ValueError(
+                f"{self.kind} name must be a lower-case identifier such as 'point_cloud', got {entry.name!r}."
+            )
         if entry.name in self._entries:
             raise ValueError(f"The {self.kind} {entry.name!r} is registered already; choose another name.")
         self._entries[entry.name] = entry
@@ -85,7 +91,9 @@ MODALITIES: Registry[Modality] = Registry("modality")
 HEADS: Registry[Head] = Registry("head")
 
 
-def register_modality(name: str, *, processor_class: type, tokenizer_class: type) -> None:
+def register_modality(
+    name: str, *, processor_class: type[ModalityProcessor], tokenizer_class: type[ModalityTokenizer]
+) -> None:
     """Make a modality known under `name`: to configurations, processors, models and their checkpoints.
 
     Args:
@@ -107,7 +115,7 @@ def register_modality(name: str, *, processor_class: type, tokenizer_class: type
     MODALITIES.add(entry)
 
 
-def register_head(name: str, *, head_class: type) -> None:
+def register_head(name: str, *, head_class: type[TaskHead]) -> None:
     """Make a head known under `name`, the word that its model class and its checkpoints refer to it by.
 
     Args:

@@ -88,14 +88,17 @@ class TokenSequence:
         Returns:
             A sequence whose `segments` name the columns of each modality.
         """
-        embeddings, masks, segments, start = [prefix], [], [], prefix.shape[1]
+        segments, start = [], prefix.shape[1]
         for modality, part in parts.items():
-            embeddings.append(part.embeddings)
             segments.append(Segment(modality, start, len(part), part.layout))
             start += len(part)
+        pieces = [TokenSequence(prefix), *parts.values()]
         mask = None
-        if any(part.mask is not None for part in parts.values()):
-            for tokens, part_mask in [(prefix, None), *((part.embeddings, part.mask) for part in parts.values())]:
-                masks.append(tokens.new_ones(tokens.shape[:2], dtype=torch.bool) if part_mask is None else part_mask.bool())
-            mask = torch.cat(masks, dim=1)
-        return TokenSequence(torch.cat(embeddings, dim=1), mask, segments=tuple(segments))
+        if any(piece.mask is not None for piece in pieces):
+            mask = torch.cat([piece._full_mask() for piece in pieces], dim=1)
+        return TokenSequence(torch.cat([piece.embeddings for piece in pieces], dim=1), mask, segments=tuple(segments))
+
+    def _full_mask(self) -> Tensor:
+        if self.mask is None:
+            return self.embeddings.new_ones(self.embeddings.shape[:2], dtype=torch.bool)
+        return self.mask.bool()

@@ -1,5 +1,7 @@
 """One processor for several modalities: routing of arguments, and what it refuses."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -77,6 +79,15 @@ def test_bad_parts_are_refused():
 
 
 def test_a_folder_without_processor_is_refused(tmp_path):
-    (tmp_path / "processor_config.json").write_text('{"processor_class": "CLIPProcessor"}')
+    MetaTransformerConfig().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="holds no MetaTransformerProcessor"):
         MetaTransformerProcessor.from_pretrained(tmp_path)
+
+
+def test_foreign_weights_bring_their_image_preprocessing(tmp_path):
+    settings = {"architecture": "vit_tiny_patch16_224", "pretrained_cfg": {"input_size": [3, 64, 64]}}
+    settings["pretrained_cfg"] |= {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "crop_pct": 0.8}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    processor = MetaTransformerProcessor.from_pretrained(tmp_path)
+    assert (processor.image.image_mean, processor.image.image_std) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
+    assert processor(image=np.zeros((100, 200, 3), np.uint8))["pixel_values"].shape == (1, 3, 64, 64)

@@ -11,11 +11,15 @@ from meta_transformer.tokenizers.base import ModalityTokenizer
 
 
 class RadarTokenizer(ModalityTokenizer):
+    """Inputs of its own."""
+
     def forward(self, radar_values: torch.Tensor) -> TokenSequence:
         return TokenSequence(radar_values)
 
 
 class ClashingTokenizer(ModalityTokenizer):
+    """An input that images have."""
+
     def forward(self, pixel_values: torch.Tensor) -> TokenSequence:
         return TokenSequence(pixel_values)
 

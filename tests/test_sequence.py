@@ -16,7 +16,10 @@ def test_segments_are_joined_in_order_behind_the_prefix():
     parts = {"a": TokenSequence(FIRST, layout=layout), "b": TokenSequence(SECOND, MASK)}
     joined = TokenSequence.concatenate(PREFIX, parts)
     assert_close(joined.embeddings, torch.cat([PREFIX, FIRST, SECOND], dim=1))
-    assert [(s.modality, s.start, s.length, s.layout) for s in joined.segments] == [("a", 1, 3, layout), ("b", 4, 2, None)]
+    assert [(s.modality, s.start, s.length, s.layout) for s in joined.segments] == [
+        ("a", 1, 3, layout),
+        ("b", 4, 2, None),
+    ]
     assert joined.mask.tolist() == [[True] * 5 + [False], [True] * 6]
 
 

@@ -1,17 +1,167 @@
 """Loading of models: our own checkpoints and foreign ones."""
 
+import copy
+from dataclasses import fields
 from os import PathLike
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from ..configuration import MetaTransformerConfig
+from .atomic import refuse_unfinished
+from .foreign import ForeignCheckpoint, read_foreign
+from .foreign.adapting import adapt_images
+from .foreign.files import HUB_OPTIONS, Location, check_safetensors
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel as Model
+else:
+    Model = object
 
 __all__ = ["LoadingMixin"]
 
+# Fields of the configuration that `from_pretrained` understands otherwise: how to load, not what.
+_NO_FIELDS = frozenset({"architectures", "dtype", "transformers_version"})
+_IMAGE = "tokenizers.image."
 
-class LoadingMixin:
+
+class LoadingMixin(Model):
     """`from_pretrained` of all models."""
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike | None, *args: Any, **kwargs: Any) -> Any:
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | PathLike | nn.Module | None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Load a checkpoint of this package, or the weights of another library.
+
+        Which of them it is is told from the files. Weights of another library become the trunk, the class token and
+        the image tokenizer; what else the model has is new. See `docs/foreign_weights.md`.
+
+        Args:
+            pretrained_model_name_or_path: A folder, a repository on the hub, an official Meta-Transformer `.pth` file,
+                or a timm vision transformer in memory, whose weights are copied.
+            kwargs: As of `PreTrainedModel.from_pretrained`. For foreign weights also any field of
+                `MetaTransformerConfig`, unless `config` is given: `modalities` (by default `["image"]`; options for
+                `"image"` are laid over the source's, and its weights are adapted to another `num_channels`,
+                `image_size` or `patch_size`), `heads`, `id2label` and so on.
+
+        Returns:
+            The model in evaluation mode, its trunk frozen unless `freeze_encoder` is false; with `output_loading_info`
+            also the dict that says which weights were new.
+
+        Raises:
+            ValueError: The files are of an unknown layout, truncated, damaged or not in safetensors format; they hold
+                something that the trunk cannot express; or the configuration asks for another trunk than theirs.
+            OSError: Neither a folder nor a repository that can be reached.
+        """
+        name: Any = pretrained_model_name_or_path
+        if name is not None:
+            if not isinstance(name, nn.Module):
+                refuse_unfinished(name, kwargs.get("subfolder"))
+            options = {key: value for key, value in kwargs.items() if key in HUB_OPTIONS}
+            foreign = read_foreign(name, **options)
+            if foreign is not None:
+                kwargs = {key: value for key, value in kwargs.items() if key not in HUB_OPTIONS}
+                return cls._from_foreign(foreign, *args, **kwargs)
+            _check_native(str(name), options)
+            kwargs["use_safetensors"] = True  # else a pickle would do
+        loaded: Any = super().from_pretrained(name, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         model._apply_freezing()
         return loaded
+
+    @classmethod
+    def _from_foreign(
+        cls,
+        foreign: ForeignCheckpoint,
+        *args: Any,
+        config: MetaTransformerConfig | str | PathLike | None = None,
+        output_loading_info: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        if config is None:
+            names = ({field.name for field in fields(MetaTransformerConfig)} | {"num_labels"}) - _NO_FIELDS
+            config = _configure(foreign, {key: kwargs.pop(key) for key in list(kwargs) if key in names})
+        elif not isinstance(config, MetaTransformerConfig):
+            config = MetaTransformerConfig.from_pretrained(config)
+        config = copy.deepcopy(config)  # the user's own stays as it is
+        _check_trunk(foreign, config)
+        config.encoder_name_or_path = foreign.name
+        tensors = _tensors_for(foreign, config)
+        loaded: Any = super().from_pretrained(
+            None, *args, config=config, state_dict=tensors, output_loading_info=True, **kwargs
+        )
+        model, info = loaded
+        _check_loaded(foreign, model, set(tensors), info)
+        model.name_or_path = model.config.name_or_path = foreign.name
+        model._apply_freezing()
+        return (model, info) if output_loading_info else model
+
+
+def _check_native(name: str, options: dict[str, Any]) -> None:
+    """Refuse weights of our own that transformers would fail on later and less clearly, or read from a pickle."""
+    location = Location(name, options)
+    if location.file("config.json") is None:
+        return  # an adapter of PEFT's, whose base model transformers looks up
+    if any(Path(name, options.get("subfolder") or "").glob("shard-*-model-*.safetensors")):
+        return  # saved by several processes at once, which transformers reads in its own way
+    check_safetensors(location.weights("model.safetensors"))
+
+
+def _configure(foreign: ForeignCheckpoint, given: dict[str, Any]) -> MetaTransformerConfig:
+    """The source's configuration with the fields that the user gave laid over it."""
+    modalities = given.pop("modalities", ["image"])
+    modalities = dict(modalities) if isinstance(modalities, dict) else dict.fromkeys(modalities)
+    if isinstance(modalities.get("image", {}), dict | None) and "image" in modalities:
+        modalities["image"] = {**foreign.config.get("modalities", {}).get("image", {}), **(modalities["image"] or {})}
+    merged: dict[str, Any] = {**foreign.config, **given, "modalities": modalities}
+    return MetaTransformerConfig(**merged)
+
+
+def _check_trunk(foreign: ForeignCheckpoint, config: MetaTransformerConfig) -> None:
+    """Refuse a configuration whose trunk is not that of the weights."""
+
+    def shape(name: str, value: Any) -> Any:
+        return value is not None if name == "layer_scale_init_value" else value  # the value itself is a start only
+
+    wrong = [
+        f"{name} is {getattr(config, name)!r}, but {value!r} in the source"
+        for name, value in foreign.config.items()
+        if name not in ("modalities", "pooling") and shape(name, getattr(config, name)) != shape(name, value)
+    ]
+    if wrong:
+        raise ValueError(
+            f"The configuration does not fit the weights of {foreign.name}: {'; '.join(wrong)}. Leave these fields "
+            "out, or give them the values of the source."
+        )
+
+
+def _tensors_for(foreign: ForeignCheckpoint, config: MetaTransformerConfig) -> dict[str, torch.Tensor]:
+    """The source's tensors that this model takes."""
+    tensors = foreign.state_dict
+    if foreign.source.positions is None:
+        return tensors
+    if "image" not in config.modalities:
+        return {name: tensor for name, tensor in tensors.items() if not name.startswith(_IMAGE)}
+    source: Any = MetaTransformerConfig(**foreign.config).modalities
+    target: Any = config.modalities
+    tensors = adapt_images(tensors, source["image"], target["image"])
+    # No source has an embedding of the modality, and zero leaves its features as they are.
+    tensors["modality_embeddings.image"] = torch.zeros_like(tensors["cls_token"][0, 0])
+    return tensors
+
+
+def _check_loaded(foreign: ForeignCheckpoint, model: Any, given: set[str], info: dict[str, Any]) -> None:
+    """Make sure that every tensor of the source arrived, and that nothing else is missing than what is new."""
+    prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
+    new = set(model.state_dict()) - {f"{prefix}{name}" for name in given}
+    problems = {
+        "unexpected": sorted(info["unexpected_keys"]),
+        "mismatched": sorted(map(str, info["mismatched_keys"])),
+        "not loaded": sorted(set(info["missing_keys"]) - new),
+        "not new": sorted(new - set(info["missing_keys"])),
+    }
+    if problems := {kind: names for kind, names in problems.items() if names}:
+        raise ValueError(f"The weights of {foreign.name} do not fit {type(model).__name__}: {problems}.")

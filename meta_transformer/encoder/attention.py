@@ -64,7 +64,9 @@ class SelfAttention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, hidden_states: Tensor, attention_mask: Tensor | None, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
         """Attend from every token to every token that the mask allows.
 
         Args:
@@ -72,10 +74,12 @@ class SelfAttention(nn.Module):
             attention_mask: In the form of the implementation in use, from `create_bidirectional_mask`.
 
         Returns:
-            Tokens `(batch, tokens, hidden)` and, from the eager implementation, weights `(batch, heads, tokens, tokens)`.
+            Tokens `(batch, tokens, hidden)`, and weights `(batch, heads, tokens, tokens)` of the eager implementation.
         """
         by_head = (*hidden_states.shape[:-1], -1, self.head_dim)
-        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
         values, weights = attend(
             self,
             self.q_proj(hidden_states).view(by_head).transpose(1, 2),

@@ -46,9 +46,7 @@ class MetaTransformerEncoder(nn.Module):
             Encoded tokens, `(batch, tokens, hidden)`. Columns of padding hold undefined values.
         """
         hidden_states = self.pre_layernorm(hidden_states)
-        attention_mask = create_bidirectional_mask(
-            config=self.config, inputs_embeds=hidden_states, attention_mask=mask
-        )
+        attention_mask = create_bidirectional_mask(config=self.config, inputs_embeds=hidden_states, attention_mask=mask)
         for layer in self.layers:
             hidden_states = layer(hidden_states, attention_mask, **kwargs)
         return self.layernorm(hidden_states)
@@ -84,7 +82,9 @@ class MetaTransformerEncoder(nn.Module):
     def trunk_parameters(self) -> dict[str, nn.Parameter]:
         """The trunk's own weights by name, with or without PEFT adapters around them."""
         adapters = tuple(
-            f"{path}.{name}." for path, module in self.named_modules() for name in getattr(module, "adapter_layer_names", ())
+            f"{path}.{name}."
+            for path, module in self.named_modules()
+            for name in getattr(module, "adapter_layer_names", ())
         )
         return {
             name.replace(".base_layer.", "."): parameter

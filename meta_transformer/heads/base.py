@@ -10,7 +10,12 @@ from transformers.utils import ModelOutput
 
 from ..sequence import TokenSequence
 
-__all__ = ["HeadConfig", "TaskHead"]
+__all__ = ["HeadConfig", "TaskHead", "count_labels"]
+
+
+def count_labels(model_config: PreTrainedConfig) -> int:
+    """The number of classes, or of numbers, that a head predicts; transformers makes it 2 where nothing says it."""
+    return len(model_config.id2label or ())
 
 
 @strict

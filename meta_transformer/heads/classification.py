@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from ..sequence import TokenSequence
-from .base import HeadConfig, TaskHead
+from .base import HeadConfig, TaskHead, count_labels
 from .pooling import Pooling, PoolingMode
 
 __all__ = ["ClassificationHead", "ClassificationHeadConfig"]
@@ -25,8 +25,10 @@ IGNORED = -100  # single labels of this value do not count, as in torch and tran
 @strict
 @dataclass(kw_only=True)
 class ClassificationHeadConfig(HeadConfig):
-    """Options of the classification head. The classes and the kind of problem stand in the model's configuration
-    (`id2label`, `problem_type`), where transformers looks for them.
+    """Options of the classification head.
+
+    The classes and the kind of problem stand in the model's configuration (`id2label`, `problem_type`), where
+    transformers looks for them.
 
     Attributes:
         pooling: How the tokens of a sample become one vector.
@@ -53,9 +55,11 @@ class ClassificationHead(TaskHead):
 
     config_class: ClassVar[type[HeadConfig]] = ClassificationHeadConfig
 
+    config: ClassificationHeadConfig
+
     def __init__(self, config: ClassificationHeadConfig, model_config: PreTrainedConfig) -> None:
         super().__init__(config, model_config)
-        self.num_labels = model_config.num_labels
+        self.num_labels = count_labels(model_config)
         self.problem_type = model_config.problem_type
         if self.problem_type == "regression":
             raise ValueError("problem_type is 'regression', which is not what a classification head solves.")
@@ -108,7 +112,9 @@ class ClassificationHead(TaskHead):
         if torch.compiler.is_compiling():
             return  # values are unknown while a graph is traced
         low, high = (0, 1) if multi_label else (0, self.num_labels - 1)
-        wrong = ((labels < low) | (labels > high) | (labels != labels)) & (labels != IGNORED if not multi_label else True)
+        wrong = (labels < low) | (labels > high) | labels.isnan()
+        if not multi_label:
+            wrong &= labels != IGNORED
         if wrong.any():
             remedy = "Give zeros and ones." if multi_label else "Set id2label to all classes, or num_labels."
             raise ValueError(f"labels must lie in {low}..{high}, got {labels[wrong][0].item()}. {remedy}")
@@ -116,5 +122,5 @@ class ClassificationHead(TaskHead):
     @classmethod
     def dummy_labels(cls, batch_size: int, model_config: PreTrainedConfig) -> Tensor:
         if model_config.problem_type == "multi_label_classification":
-            return (torch.arange(batch_size * model_config.num_labels) % 2).view(batch_size, -1).float()
-        return torch.arange(batch_size) % model_config.num_labels
+            return (torch.arange(batch_size * count_labels(model_config)) % 2).view(batch_size, -1).float()
+        return torch.arange(batch_size) % count_labels(model_config)

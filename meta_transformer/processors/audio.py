@@ -177,8 +177,7 @@ class AudioProcessor(ModalityProcessor):
             dither=0.0,
         )
 
-    @classmethod
-    def dummy_samples(cls, batch_size: int, seed: int = 0) -> list[np.ndarray]:
+    def dummy_samples(self, batch_size: int, seed: int = 0) -> list[np.ndarray]:
         random = np.random.default_rng(seed)
         lengths = random.integers(4800, 9601, size=batch_size)
         return [random.uniform(-0.5, 0.5, size=length).astype(np.float32) for length in lengths]

@@ -11,8 +11,9 @@ __all__ = ["ModalityProcessor"]
 class ModalityProcessor(FeatureExtractionMixin):
     """Base of the processors. They run on the CPU and hold no weights, only settings that JSON can store.
 
-    A subclass passes its settings to `super().__init__` by name; they become attributes and the saved state. What it
-    learns from data in `fit` is kept in settings too; all are keyword-only. It defines `__call__`, whose first parameter are the samples.
+    A subclass passes its settings, all of them keyword-only, to `super().__init__`; they become attributes and the
+    saved state. What it learns from data in `fit` is kept in settings too. It defines `__call__`, whose first parameter
+    are the samples.
     """
 
     # Keyword arguments that `__call__` needs for what `dummy_samples` makes.
@@ -37,7 +38,10 @@ class ModalityProcessor(FeatureExtractionMixin):
         """The options of the tokenizer that follow from this processor, such as the number of columns of a table."""
         return {}
 
-    @classmethod
-    def dummy_samples(cls, batch_size: int, seed: int = 0) -> Any:
-        """Raw samples of different sizes, made at random, for tests and dry runs."""
-        raise NotImplementedError(f"{cls.__name__} defines no dummy_samples.")
+    def dummy_samples(self, batch_size: int, seed: int = 0) -> Any:
+        """Raw samples of different sizes that this processor, as it is set and fitted, takes; made at random.
+
+        Tests, dry runs and the snippets of model cards use them. A processor that has to be fitted makes samples to fit
+        on as long as it is not.
+        """
+        raise NotImplementedError(f"{type(self).__name__} defines no dummy_samples.")

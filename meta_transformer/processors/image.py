@@ -76,7 +76,12 @@ class ImageProcessor(ModalityProcessor):
         return {"num_channels": self.num_channels}
 
     def __call__(
-        self, samples: Any, *, input_data_format: DataFormat | None = None, return_tensors: str | None = "pt", **kwargs: Any
+        self,
+        samples: Any,
+        *,
+        input_data_format: DataFormat | None = None,
+        return_tensors: str | None = "pt",
+        **kwargs: Any,
     ) -> BatchFeature:
         """Process one image or a list of images, of any sizes.
 
@@ -174,15 +179,16 @@ class ImageProcessor(ModalityProcessor):
             return torch.from_numpy(array.astype(np.float32) / np.float32(np.iinfo(array.dtype).max))
         if not np.issubdtype(array.dtype, np.floating):
             raise ValueError(
-                f"values of type {array.dtype} have no known range; convert to uint8 (0..255), uint16 (0..65535) or float."
+                f"values of type {array.dtype} have no known range; convert to uint8 (0..255), uint16 (0..65535) or "
+                "float."
             )
         low, high = self.float_range
         if not np.isfinite(array).all():
             raise ValueError("the image holds NaN or infinity; replace those pixels first.")
         if array.min() < low or array.max() > high:
             raise ValueError(
-                f"floats must lie in float_range {low}..{high}, got {array.min():g}..{array.max():g}; scale them, or set "
-                "float_range of the processor."
+                f"floats must lie in float_range {low}..{high}, got {array.min():g}..{array.max():g}; scale them, or "
+                "set float_range of the processor."
             )
         return torch.from_numpy(((array - low) / (high - low)).astype(np.float32))
 
@@ -222,17 +228,16 @@ class ImageProcessor(ModalityProcessor):
         size = [self.crop_size] * 2 if isinstance(self.crop_size, int) else self.crop_size
         for axis, length in enumerate(size, start=1):
             missing = max(0, length - image.shape[axis])
-            if missing:  # black borders around what is too small; all rounding is torchvision.s
+            if missing:  # black borders around what is too small; all rounding is torchvision's
                 before = [missing // 2, missing - missing // 2]
                 image = functional.pad(image, before if axis == 2 else [0, 0, *before])
             image = image.narrow(axis, round((image.shape[axis] - length) / 2), length)
         return image
 
-    @classmethod
-    def dummy_samples(cls, batch_size: int, seed: int = 0) -> list[np.ndarray]:
+    def dummy_samples(self, batch_size: int, seed: int = 0) -> list[np.ndarray]:
         random = np.random.default_rng(seed)
         sizes = random.integers(20, 48, size=(batch_size, 2))
-        return [random.integers(0, 256, size=(*size, 3), dtype=np.uint8) for size in sizes]
+        return [random.integers(0, 256, size=(self.num_channels, *size), dtype=np.uint8) for size in sizes]
 
 
 def _open(source: str | Path | bytes) -> Any:
@@ -250,7 +255,9 @@ def _pil_to_array(image: Any) -> np.ndarray:
     if image.mode.startswith("I"):  # PIL's name for 16-bit greyscale, in one of several widths
         array = np.asarray(image)
         if array.min() < 0 or array.max() > np.iinfo(np.uint16).max:
-            raise ValueError(f"a PIL image of mode {image.mode!r} must hold 0..65535, got {array.min()}..{array.max()}.")
+            raise ValueError(
+                f"a PIL image of mode {image.mode!r} must hold 0..65535, got {array.min()}..{array.max()}."
+            )
         return array.astype(np.uint16)[None]
     if image.mode in ("1", "LA"):
         image = image.convert("L")

@@ -44,6 +44,10 @@ class TabularProcessor(ModalityProcessor):
         ignore_extra_columns: Whether columns that `fit` did not see are dropped rather than refused.
     """
 
+    num_bins: int
+    missing_values: list[Any] | tuple[Any, ...]
+    ignore_extra_columns: bool
+
     model_input_names = ["numerical_features", "categorical_ids", "numerical_mask"]
 
     def __init__(
@@ -174,9 +178,14 @@ class TabularProcessor(ModalityProcessor):
             "bin_edges": [list(edges) for edges in self.bin_edges],
         }
 
-    @classmethod
-    def dummy_samples(cls, batch_size: int, seed: int = 0) -> "DataFrame":
+    def dummy_samples(self, batch_size: int, seed: int = 0) -> "DataFrame":
         random = np.random.default_rng(seed)
+        if self.numerical_columns is not None:
+            numbers = zip(self.numerical_columns, self.means, self.stds, strict=True)
+            known = zip(self.categorical_columns, self.categories, strict=True)
+            columns = {name: random.normal(mean, std, batch_size) for name, mean, std in numbers}
+            columns |= {name: [each[i] for i in random.integers(0, len(each), batch_size)] for name, each in known}
+            return _pandas().DataFrame(columns)
         columns = {
             "height": random.normal(170, 10, batch_size).astype(object),
             "income": random.lognormal(10, 1, batch_size).astype(object),

@@ -1,4 +1,4 @@
-"""What every tokenizer is: a module from one modality's tensors to a `TokenSequence`, with a configuration of its own."""
+"""What every tokenizer is: a module from one modality's tensors to a `TokenSequence`, with its own configuration."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar

@@ -57,6 +57,8 @@ class ImageTokenizer(ModalityTokenizer):
 
     config_class: ClassVar[type[TokenizerConfig]] = ImageTokenizerConfig
 
+    config: ImageTokenizerConfig
+
     def __init__(self, config: ImageTokenizerConfig, hidden_size: int) -> None:
         super().__init__(config, hidden_size)
         self.patch_size = pair(config.patch_size)

@@ -49,7 +49,7 @@ class DataCollatorForMetaTransformer:
                 f"{list(self.processor.processors)}; rename the data set's columns to these."
             )
         try:
-            raw = {modality: [sample[modality] for sample in samples] for modality in modalities}
+            raw: dict[str, Any] = {modality: [sample[modality] for sample in samples] for modality in modalities}
         except KeyError as error:
             raise ValueError(f"Some samples of the batch have modality {error}, and some have not.") from error
         batch = dict(self.processor(**raw, **self.processor_kwargs))

@@ -52,7 +52,11 @@ def run_python(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
         if hub is None:
             variables["HF_HUB_OFFLINE"] = "1"
         else:
-            variables |= {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": hub_stand_in.TOKEN, "NO_PROXY": "127.0.0.1,localhost"}
+            variables |= {
+                "HF_ENDPOINT": hub.endpoint,
+                "HF_TOKEN": hub_stand_in.TOKEN,
+                "NO_PROXY": "127.0.0.1,localhost",
+            }
         output = folder / "result.json"
         code = f"import json\nresult = None\n{code}\njson.dump(result, open({str(output)!r}, 'w'))\n"
         done = subprocess.run(
@@ -70,7 +74,7 @@ def make_pair() -> Callable[..., tuple[MetaTransformerForClassification, MetaTra
 
     def make(modality: str = "image", seed: int = 0, **options: Any) -> Any:
         processor_class = MODALITIES[modality].processor_class
-        part = processor_class().fit(processor_class.dummy_samples(16), **processor_class.dummy_call_kwargs)
+        part = processor_class().fit(processor_class().dummy_samples(16), **processor_class.dummy_call_kwargs)
         processor = MetaTransformerProcessor(**{modality: part})
         config = MetaTransformerConfig(**{**TINY, "modalities": processor.tokenizer_configs(), **options})
         model = MetaTransformerForClassification(config).eval()

@@ -11,8 +11,9 @@ import torch
 from meta_transformer import MetaTransformerForClassification, MetaTransformerProcessor
 from meta_transformer.checkpoints.atomic import atomic_folder, finish_save, refuse_unfinished
 
-# Saves the checkpoint in `new` over copies of the one in `old`, in processes of which the n-th is killed before its n-th
-# step: renaming or removing a file or folder, as Python's audit events report it, and in the middle of writing weights.
+# Saves the checkpoint in `new` over copies of the one in `old`, in processes of which the n-th is killed before its
+# n-th step: renaming or removing a file or folder, as Python's audit events report it, and in the middle of writing
+# weights.
 KILLER = """
 import os, shutil, signal, sys
 from pathlib import Path
@@ -63,7 +64,13 @@ for scenario, (old, new, shard_size) in SCENARIOS.items():
     result[scenario] = last - 1
 """
 SIZES = {"single": "1GB", "sharded": "150KB"}
-SCENARIOS = [("single", "single"), ("sharded", "sharded"), ("single", "sharded"), ("sharded", "single"), ("none", "sharded")]
+SCENARIOS = [
+    ("single", "single"),
+    ("sharded", "sharded"),
+    ("single", "sharded"),
+    ("sharded", "single"),
+    ("none", "sharded"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +98,9 @@ def load(folder):
 def is_same(checkpoint, expected):
     weights, *rest = checkpoint
     expected_weights, *expected_rest = expected
-    return rest == expected_rest and all(torch.equal(weights[name], expected_weights[name]) for name in expected_weights)
+    return rest == expected_rest and all(
+        torch.equal(weights[name], expected_weights[name]) for name in expected_weights
+    )
 
 
 @pytest.mark.parametrize(("old", "new"), SCENARIOS)
@@ -162,6 +171,28 @@ def test_an_unfinished_save_is_refused_with_the_remedy(interrupted):
     finish_save(interrupted)
     refuse_unfinished(interrupted)
     assert {path.name: path.read_text() for path in interrupted.iterdir()} == {"a": "new", "b": "new"}
+
+
+def test_shards_are_never_under_an_index_of_another_save(tmp_path, monkeypatch):
+    """For programs that know nothing of the marker, such as a `Trainer` that resumes: they fail without an index."""
+    names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json"]
+    for save in range(2):
+        moved = []
+        with monkeypatch.context() as patch, atomic_folder(tmp_path) as folder:
+            for name in names:
+                (folder / name).write_text(f"save {save}")
+            patch.setattr(os, "replace", record_moves(os.replace, moved))
+        assert moved == [(names[0], False), (names[1], False), (names[2], False)]
+
+
+def record_moves(replace, moved):
+    """`os.replace` that notes the name of the file, and whether there is an index beside it."""
+
+    def replace_and_note(source, target):
+        moved.append((Path(target).name, (Path(target).parent / "model.safetensors.index.json").exists()))
+        replace(source, target)
+
+    return replace_and_note
 
 
 def test_what_is_no_unfinished_folder_passes(tmp_path):

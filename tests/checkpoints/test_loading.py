@@ -10,7 +10,7 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
-from torch import Tensor, nn
+from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, PreTrainedModel, ViTConfig, ViTModel
 from transformers.utils import logging as transformers_logging
 
@@ -31,8 +31,8 @@ def randomise(model: nn.Module) -> Any:
 
 @pytest.fixture
 def vit() -> nn.Module:
-    """timm's, for images of any size."""
-    return randomise(timm.create_model("vit_tiny_patch16_224", **SHAPE, num_classes=3, dynamic_img_size=True))
+    """A live model of timm's."""
+    return randomise(timm.create_model("vit_tiny_patch16_224", **SHAPE, num_classes=3))
 
 
 @pytest.fixture
@@ -49,18 +49,11 @@ def native(tmp_path: Path) -> Path:
     return tmp_path / "native"
 
 
-def images(channels: int = 3, height: int = 24, width: int = 24) -> Tensor:
-    return torch.randn(2, channels, height, width, generator=torch.Generator().manual_seed(1))
-
-
 @torch.no_grad()
-def encode(model: Any, pixels: Tensor) -> Tensor:
-    return model.base_model(pixel_values=pixels).last_hidden_state
-
-
-@torch.no_grad()
-def timm_features(model: Any, pixels: Tensor) -> Tensor:
-    return model.forward_features(pixels)
+def check_features(model: Any, theirs: Any) -> None:
+    pixels = torch.randn(2, 3, 24, 24, generator=torch.Generator().manual_seed(1))
+    ours = model.base_model(pixel_values=pixels).last_hidden_state
+    torch.testing.assert_close(ours, theirs.forward_features(pixels), rtol=0, atol=1e-5)
 
 
 # Arguments
@@ -100,7 +93,7 @@ def test_fields_of_the_configuration_are_arguments(folder: Path) -> None:
 
 def test_only_what_is_new_is_initialised(vit: nn.Module) -> None:
     model = MetaTransformerForClassification.from_pretrained(vit, num_labels=2)
-    torch.testing.assert_close(encode(model, images()), timm_features(vit, images()), rtol=0, atol=1e-5)
+    check_features(model, vit)
     assert model.head.classifier.weight.std().item() == pytest.approx(0.02, rel=0.5)
     assert not model.head.classifier.bias.any()
 
@@ -134,9 +127,11 @@ def test_a_configuration_may_be_given_whole(folder: Path) -> None:
 def test_another_trunk_than_the_sources_is_refused(way: str, folder: Path) -> None:
     wrong = {"hidden_size": 48, "num_hidden_layers": 3, "layer_norm_eps": 1e-5}
     given = wrong if way == "fields" else {"config": MetaTransformerConfig(**{**TINY, **wrong})}
-    with pytest.raises(ValueError, match="hidden_size is 48, but 32 in the source; num_hidden_layers is 3, but 2") as error:
+    message = (
+        "hidden_size is 48, but 32 in the source; num_hidden_layers is 3, but 2 .*layer_norm_eps is 1e-05, but 1e-06"
+    )
+    with pytest.raises(ValueError, match=message):
         MetaTransformerModel.from_pretrained(folder, **given)
-    assert "layer_norm_eps is 1e-05, but 1e-06" in str(error.value)
 
 
 def test_an_unknown_argument_is_refused(folder: Path) -> None:
@@ -154,108 +149,13 @@ def test_the_data_type_is_the_files_unless_another_is_asked_for(vit: nn.Module) 
 def test_the_attention_implementation_can_be_chosen(implementation: str, vit: nn.Module) -> None:
     model = MetaTransformerModel.from_pretrained(vit, attn_implementation=implementation)
     assert model.config._attn_implementation == implementation
-    torch.testing.assert_close(encode(model, images()), timm_features(vit, images()), rtol=0, atol=1e-5)
+    check_features(model, vit)
 
 
 def test_a_device_map_can_be_given(vit: nn.Module) -> None:
     model = MetaTransformerModel.from_pretrained(vit, device_map={"": "cpu"})
-    torch.testing.assert_close(encode(model, images()), timm_features(vit, images()), rtol=0, atol=1e-5)
+    check_features(model, vit)
     assert not any(parameter.requires_grad for parameter in model.encoder.parameters())
-
-
-# Images of another kind than the source's
-
-
-def test_grey_images_give_the_features_of_the_same_in_three_channels(vit: nn.Module) -> None:
-    model = MetaTransformerModel.from_pretrained(vit, modalities={"image": {"num_channels": 1}})
-    grey = images(channels=1)
-    expected = timm_features(vit, grey.expand(-1, 3, -1, -1))
-    torch.testing.assert_close(encode(model, grey), expected, rtol=0, atol=1e-5)
-
-
-def test_six_channels_respond_as_three_on_average(vit: nn.Module) -> None:
-    model = MetaTransformerModel.from_pretrained(vit, modalities={"image": {"num_channels": 6}})
-    pixels = images()
-    torch.testing.assert_close(encode(model, pixels.repeat(1, 2, 1, 1)), timm_features(vit, pixels), rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("options", "size"),
-    [({"image_size": [40, 16]}, (40, 16)), ({"patch_size": 12}, (24, 24)), ({"patch_size": [4, 8]}, (24, 24))],
-)
-def test_another_size_of_images_or_patches_is_timms_own_resampling(options: dict, size: tuple, vit: nn.Module) -> None:
-    model = MetaTransformerModel.from_pretrained(vit, modalities={"image": options})
-    vit.set_input_size(options.get("image_size"), options.get("patch_size"))
-    pixels = images(3, *size)
-    torch.testing.assert_close(encode(model, pixels), timm_features(vit, pixels), rtol=0, atol=1e-5)
-    assert model.tokenizers["image"].position_grid == tuple(vit.patch_embed.grid_size)
-
-
-def test_a_patch_bias_that_the_source_has_not_is_refused(vit: nn.Module) -> None:
-    with pytest.raises(ValueError, match="patch_bias of modality 'image' is False, but True in the source"):
-        MetaTransformerModel.from_pretrained(vit, modalities={"image": {"patch_bias": False}})
-
-
-def test_channels_are_adapted_from_three_only() -> None:
-    vit = timm.create_model("vit_tiny_patch16_224", **SHAPE, in_chans=5)
-    with pytest.raises(ValueError, match="num_channels of modality 'image' is 3, but weights are adapted from 3 channels"):
-        MetaTransformerModel.from_pretrained(vit, modalities={"image": {"num_channels": 3}})
-
-
-# Where files lie
-
-
-def cache_as_the_hub_would(folder: Path, cache: Path, name: str) -> str:
-    """Lay a folder into a cache of huggingface_hub as repository `name`, and return its only commit."""
-    commit = "0123456789abcdef0123456789abcdef01234567"
-    repository = cache / f"models--{name.replace('/', '--')}"
-    for part in ("refs", "snapshots"):
-        (repository / part).mkdir(parents=True)
-    (repository / "refs" / "main").write_text(commit)
-    folder.rename(repository / "snapshots" / commit)
-    return commit
-
-
-def test_a_name_on_the_hub_is_found_in_the_cache(vit: nn.Module, folder: Path, tmp_path: Path) -> None:
-    commit = cache_as_the_hub_would(folder, tmp_path / "cache", "timm/vit_nano")
-    for revision in ("main", commit):
-        model = MetaTransformerModel.from_pretrained(
-            "timm/vit_nano", cache_dir=tmp_path / "cache", revision=revision, local_files_only=True
-        )
-        torch.testing.assert_close(encode(model, images()), timm_features(vit, images()), rtol=0, atol=1e-5)
-    assert model.config.encoder_name_or_path == model.name_or_path == "timm/vit_nano"
-
-
-def test_a_name_that_cannot_be_reached_is_an_oserror(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="nobody/nothing"):
-        MetaTransformerModel.from_pretrained("nobody/nothing", cache_dir=tmp_path, local_files_only=True)
-
-
-def test_weights_out_of_reach_are_an_oserror(folder: Path, tmp_path: Path) -> None:
-    (folder / "model.safetensors").unlink()
-    cache_as_the_hub_would(folder, tmp_path / "cache", "timm/vit_nano")
-    with pytest.raises(OSError, match="Cannot find timm/vit_nano"):
-        MetaTransformerModel.from_pretrained("timm/vit_nano", cache_dir=tmp_path / "cache", local_files_only=True)
-
-
-def test_a_path_to_nothing_is_an_error_that_says_so(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="nothing/here is no folder, no file, and no name of a repository"):
-        MetaTransformerModel.from_pretrained(tmp_path / "nothing" / "here")
-
-
-def test_a_subfolder_can_be_named(vit: nn.Module, folder: Path) -> None:
-    model = MetaTransformerModel.from_pretrained(folder.parent, subfolder=folder.name)
-    torch.testing.assert_close(encode(model, images()), timm_features(vit, images()), rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("foreign", [True, False])
-def test_a_variant_can_be_named(foreign: bool, folder: Path, native: Path) -> None:
-    path = folder if foreign else native
-    expected = MetaTransformerModel.from_pretrained(path).encoder_fingerprint()
-    (path / "model.safetensors").rename(path / "model.fp32.safetensors")
-    assert MetaTransformerModel.from_pretrained(path, variant="fp32").encoder_fingerprint() == expected
-    with pytest.raises(ValueError, match=r"holds no weights: none of the files \['model.safetensors'"):
-        MetaTransformerModel.from_pretrained(path)
 
 
 # What is refused
@@ -295,40 +195,24 @@ def truncate(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-100])
 
 
-def scramble(file: Path) -> None:
-    file.write_bytes(b"not weights at all, but a page that says so" * 9)
-
-
-@pytest.mark.parametrize("damage", [truncate, scramble])
-@pytest.mark.parametrize("kind", ["native", "foreign", "foreign pickle", "official"])
-def test_a_damaged_file_is_an_error_that_names_it(kind: str, damage: Any, folder: Path, native: Path) -> None:
-    path = native if kind == "native" else folder
-    file = path / "model.safetensors"
-    if "pickle" in kind or kind == "official":
-        torch.save(load_file(file), path / "pytorch_model.bin")
-        file.unlink()
-        file = path / "pytorch_model.bin"
-    damage(file)
-    with pytest.raises(ValueError, match=rf"{file.name} is truncated, damaged.*ownload"):
-        MetaTransformerModel.from_pretrained(file if kind == "official" else path)
-
-
 def test_a_damaged_configuration_is_an_error_that_names_it(native: Path) -> None:
     truncate(native / "config.json")
     with pytest.raises(ValueError, match=r"config\.json is no valid JSON.*download or save it again"):
         MetaTransformerModel.from_pretrained(native)
 
 
-def test_a_pickle_that_would_run_code_is_refused(folder: Path, tmp_path: Path) -> None:
-    class Harmful:
-        def __reduce__(self) -> Any:
-            return (Path.touch, (tmp_path / "harm",))
+def test_our_own_file_that_is_truncated_is_an_error_that_names_it(native: Path) -> None:
+    truncate(native / "model.safetensors")
+    with pytest.raises(ValueError, match=r"model\.safetensors is truncated.*Download or save it again"):
+        MetaTransformerModel.from_pretrained(native)
 
-    (folder / "model.safetensors").unlink()
-    torch.save({"cls_token": Harmful()}, folder / "pytorch_model.bin")
-    with pytest.raises(ValueError, match="holds more than tensors, which is not read for safety"):
-        MetaTransformerModel.from_pretrained(folder)
-    assert not (tmp_path / "harm").exists()
+
+def test_a_variant_of_our_own_can_be_named(native: Path) -> None:
+    (native / "model.safetensors").rename(native / "model.fp32.safetensors")
+    MetaTransformerModel.from_pretrained(native, variant="fp32")
+    truncate(native / "model.fp32.safetensors")
+    with pytest.raises(ValueError, match=r"model\.fp32\.safetensors is truncated"):
+        MetaTransformerModel.from_pretrained(native, variant="fp32")
 
 
 def test_our_own_weights_are_never_read_from_a_pickle(native: Path) -> None:
@@ -348,8 +232,11 @@ def test_a_part_that_is_lost_or_truncated_is_an_error_that_names_it(lost: bool, 
         MetaTransformerModel.from_pretrained(tmp_path)
 
 
-def test_a_save_that_was_interrupted_is_refused(native: Path) -> None:
+@pytest.mark.parametrize("first", [True, False])
+def test_a_save_that_was_interrupted_is_refused(first: bool, native: Path) -> None:
     (native / ".unfinished-save").mkdir()
+    if first:
+        (native / "config.json").unlink()
     with pytest.raises(ValueError, match="was interrupted"):
         MetaTransformerModel.from_pretrained(native)
 
@@ -399,7 +286,7 @@ def test_loading_with_a_new_head_names_nothing_but_the_head(folder: Path, messag
     (record,) = messages.records
     assert record.levelno == logging.WARNING
     rows = [line.split("|")[0].strip() for line in record.getMessage().splitlines() if "| MISSING" in line]
-    assert sorted(rows) == ["head.classifier.bias", "head.classifier.weight", "head.layernorm.bias", "head.layernorm.weight"]
+    assert set(rows) == {f"head.{part}.{kind}" for part in ("classifier", "layernorm") for kind in ("weight", "bias")}
 
 
 def test_adapters_find_the_foreign_trunk_again(vit: nn.Module, folder: Path) -> None:

@@ -5,12 +5,20 @@ import runpy
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from huggingface_hub import ModelCard
 
-from meta_transformer import MetaTransformerConfig, MetaTransformerForClassification, MetaTransformerModel
+from meta_transformer import (
+    MetaTransformerConfig,
+    MetaTransformerForClassification,
+    MetaTransformerModel,
+    MetaTransformerProcessor,
+)
 from meta_transformer.checkpoints.model_card import generate_card, is_generated, merge_cards
+from meta_transformer.processors.image import ImageProcessor
+from meta_transformer.processors.tabular import TabularProcessor
 from meta_transformer.registry import MODALITIES, Registry
 
 
@@ -30,10 +38,24 @@ def test_the_snippet_of_a_saved_card_runs_on_the_saved_folder(modality, make_pai
     assert loaded["processor"].to_dict() == processor.to_dict()
 
 
+@pytest.mark.parametrize("modality", ["image", "tabular"])
+def test_the_snippet_makes_samples_as_the_processor_was_set_and_fitted(modality, tmp_path, monkeypatch):
+    table = pd.DataFrame({"weight": [1.0, 2.0, 3.0], "colour": ["red", "blue", "red"]})
+    parts = {"image": ImageProcessor(num_channels=7), "tabular": TabularProcessor().fit(table)}
+    processor = MetaTransformerProcessor(**{modality: parts[modality]})
+    model = MetaTransformerModel(MetaTransformerConfig.tiny(modalities=processor.tokenizer_configs()))
+    (tmp_path / "snippet.py").write_text(snippet(str(generate_card(model, "saved", processor=processor))))
+    model.save_pretrained(tmp_path / "saved", processor=processor)
+    monkeypatch.chdir(tmp_path)
+    assert runpy.run_path("snippet.py")["output"].pooler_output.shape == (2, 192)
+
+
 def test_the_snippet_has_one_call_for_each_modality_that_the_processor_takes(make_pair):
     _, processor = make_pair("image")
     model = MetaTransformerModel(MetaTransformerConfig.tiny(modalities=["image", "audio"]))
-    assert re.findall(r"batch = processor\((\w+)=", snippet(str(generate_card(model, "x", processor=processor)))) == ["image"]
+    assert re.findall(r"batch = processor\((\w+)=", snippet(str(generate_card(model, "x", processor=processor)))) == [
+        "image"
+    ]
     assert re.findall(r"batch = processor\((\w+)=", snippet(str(generate_card(model, "x")))) == ["image", "audio"]
 
 
@@ -101,7 +123,9 @@ def test_the_encoder_section_names_fingerprint_and_freezing(make_pair):
 
 def test_the_parameter_table_adds_up_to_the_model(make_pair):
     model, _ = make_pair()
-    rows = re.findall(r"^\| (`[\w.]+`|\*\*all\*\*) \| ([\d,]+) \| ([\d,]+) \|$", generate_card(model, "x").text, re.MULTILINE)
+    rows = re.findall(
+        r"^\| (`[\w.]+`|\*\*all\*\*) \| ([\d,]+) \| ([\d,]+) \|$", generate_card(model, "x").text, re.MULTILINE
+    )
     counts = {name: (int(trainable.replace(",", "")), int(frozen.replace(",", ""))) for name, trainable, frozen in rows}
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     frozen = sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad)
@@ -110,7 +134,10 @@ def test_the_parameter_table_adds_up_to_the_model(make_pair):
 
 
 def test_labels_are_listed_where_they_have_names(make_pair):
-    assert "3 labels: `cat`, `dog`, `o wl`." in generate_card(make_pair(id2label={0: "cat", 1: "dog", 2: "o`wl"})[0], "x").text
+    assert (
+        "3 labels: `cat`, `dog`, `o wl`."
+        in generate_card(make_pair(id2label={0: "cat", 1: "dog", 2: "o`wl"})[0], "x").text
+    )
     assert "labels:" not in generate_card(make_pair(num_labels=3)[0], "x").text
     many = {index: f"class {index}" for index in range(1000)}
     assert "`class 39` and 960 more." in generate_card(make_pair(id2label=many)[0], "x").text
@@ -155,9 +182,15 @@ def test_a_persons_card_is_kept_and_ours_replaced(make_pair):
 
 
 def test_metadata_that_a_person_chose_is_taken_over(make_pair):
-    merged = merge_cards("---\nlicense: mit\ntags:\n- mine\n---\n", generate_card(make_pair()[0], "x", license="apache-2.0"))
+    merged = merge_cards(
+        "---\nlicense: mit\ntags:\n- mine\n---\n", generate_card(make_pair()[0], "x", license="apache-2.0")
+    )
     data = ModelCard(merged).data
-    assert (data.license, data.tags, data.library_name) == ("mit", ["meta-transformer", "image", "mine"], "meta_transformer")
+    assert (data.license, data.tags, data.library_name) == (
+        "mit",
+        ["meta-transformer", "image", "mine"],
+        "meta_transformer",
+    )
     assert is_generated(merged)
 
 

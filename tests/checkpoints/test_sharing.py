@@ -43,7 +43,12 @@ with torch.no_grad():
 result = [[type(each).__name__ for each in (config, processor, model, base)], *outputs]
 """
     )
-    names = ["MetaTransformerConfig", "MetaTransformerProcessor", "MetaTransformerForClassification", "MetaTransformerModel"]
+    names = [
+        "MetaTransformerConfig",
+        "MetaTransformerProcessor",
+        "MetaTransformerForClassification",
+        "MetaTransformerModel",
+    ]
     assert result[0] == names
     with torch.no_grad():
         batch = processor(image=samples)
@@ -52,7 +57,7 @@ result = [[type(each).__name__ for each in (config, processor, model, base)], *o
 
 
 def test_shards_and_a_single_file_take_each_others_place(make_pair, tmp_path):
-    """transformers would leave the single file beside the new shards, and load it in their place."""
+    """By itself transformers would leave the single file beside the new shards, and load it in their place."""
     for seed, size in enumerate(("1GB", "100KB", "60KB", "1GB")):
         model, _ = make_pair(seed=seed)
         model.save_pretrained(tmp_path, max_shard_size=size)

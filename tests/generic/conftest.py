@@ -25,7 +25,7 @@ class Case:
         return dict(MODALITIES[self.modality].processor_class.dummy_call_kwargs)
 
     def samples(self, count: int = 4, seed: int = 0) -> Any:
-        return MODALITIES[self.modality].processor_class.dummy_samples(count, seed)
+        return MODALITIES[self.modality].processor_class().dummy_samples(count, seed)
 
     def processor(self) -> MetaTransformerProcessor:
         processor = MODALITIES[self.modality].processor_class()

@@ -138,11 +138,13 @@ def test_trainer_trains_evaluates_predicts_and_reloads(case, tmp_path):
     assert_close(loaded(**collator(data)).to_tuple()[1], torch.as_tensor(prediction.predictions), rtol=1e-4, atol=1e-5)
 
 
-def test_trainer_finds_processed_columns_in_the_signature(case):
+def test_trainer_finds_processed_columns_in_the_signature(case, tmp_path):
     datasets = pytest.importorskip("datasets")
     columns = {name: value.tolist() for name, value in case.batch().items()}
     data = datasets.Dataset.from_dict({**columns, "labels": case.labels().tolist(), "comment": ["x"] * 4})
-    trainer = Trainer(case.model(), TrainingArguments(report_to=[], use_cpu=True), train_dataset=data.with_format("torch"))
+    trainer = Trainer(
+        case.model(), TrainingArguments(report_to=[], use_cpu=True), train_dataset=data.with_format("torch")
+    )
     batch = next(iter(trainer.get_train_dataloader()))
     assert set(batch) == {*columns, "labels"}
 

@@ -207,7 +207,7 @@ def test_numpy_arrays_are_returned_on_request(recordings: list[Path]) -> None:
 
 
 def test_dummy_samples_are_ragged_and_repeatable() -> None:
-    first, again = (AudioProcessor.dummy_samples(4, seed=3) for _ in range(2))
+    first, again = (AudioProcessor().dummy_samples(4, seed=3) for _ in range(2))
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
     assert len({len(clip) for clip in first}) > 1
     assert all(0.3 <= len(clip) / RATE <= 0.6 and clip.dtype == np.float32 for clip in first)

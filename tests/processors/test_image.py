@@ -72,7 +72,9 @@ def test_a_photograph_is_resized_and_normalised_as_by_torchvision():
             v2.CenterCrop([40, 44]),
         ]
     )
-    expected = (reference(photograph).clamp(0, 1) - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+    expected = (reference(photograph).clamp(0, 1) - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[
+        :, None, None
+    ]
     assert_close(values(processor, photograph), expected, rtol=0, atol=1e-4)
 
 
@@ -105,7 +107,9 @@ def test_colour_turns_grey_as_in_pil():
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "CMYK", "YCbCr", "RGBA", "F"])
 def test_every_mode_of_pil_is_read(raw, mode):
-    image = Image.fromarray(COLOUR).convert(mode) if mode != "F" else Image.fromarray(RANDOM.random((20, 30), np.float32))
+    image = (
+        Image.fromarray(COLOUR).convert(mode) if mode != "F" else Image.fromarray(RANDOM.random((20, 30), np.float32))
+    )
     found = values(raw, image)
     assert found.shape == (3, 20, 30)
     assert 0 <= found.min() < found.max() <= 1

@@ -222,11 +222,11 @@ def test_the_tokenizer_config_says_what_fit_learned_in_json_types(processor: Tab
 
 @pytest.mark.parametrize("batch_size", [1, 2, 16])
 def test_dummy_samples_can_be_learned_from_and_have_gaps(batch_size: int):
-    samples = TabularProcessor.dummy_samples(batch_size)
+    samples = TabularProcessor().dummy_samples(batch_size)
     processor = TabularProcessor().fit(samples)
     assert len(processor.numerical_columns) == len(processor.categorical_columns) == 2
     assert samples.isna().to_numpy().any() == (batch_size > 1)
-    pd.testing.assert_frame_equal(samples, TabularProcessor.dummy_samples(batch_size))
+    pd.testing.assert_frame_equal(samples, TabularProcessor().dummy_samples(batch_size))
 
 
 @pytest.mark.parametrize(

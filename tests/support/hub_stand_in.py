@@ -183,9 +183,7 @@ class _Handler(BaseHTTPRequestHandler):
     def info(self, name: str, revision: str | None = None) -> None:
         repository, commit = self.hub.repository(name, revision)
         files = [{"rfilename": path} for path in commit.files]
-        self._answer_json(
-            {"id": name, "sha": commit.oid, "siblings": files, "tags": [], "private": repository.private}
-        )
+        self._answer_json({"id": name, "sha": commit.oid, "siblings": files, "tags": [], "private": repository.private})
 
     def tree(self, name: str, revision: str, _: str | None = None) -> None:
         _, commit = self.hub.repository(name, revision)
@@ -216,7 +214,9 @@ class _Handler(BaseHTTPRequestHandler):
     def validate(self) -> None:
         header = re.match(r"---\n(.*?)\n---\n", json.loads(self.body)["content"], re.DOTALL)
         valid = header is not None and isinstance(yaml.safe_load(header[1]), dict)
-        self._answer_json({"errors": [] if valid else [{"message": "no metadata"}], "warnings": []}, 200 if valid else 400)
+        self._answer_json(
+            {"errors": [] if valid else [{"message": "no metadata"}], "warnings": []}, 200 if valid else 400
+        )
 
     def preupload(self, name: str, revision: str) -> None:
         self.hub.repository(name, revision)
@@ -255,7 +255,9 @@ class _Handler(BaseHTTPRequestHandler):
             number = sum(name.startswith("refs/pr/") for name in repository.branches) + 1
             branch, extra = f"refs/pr/{number}", {"pullRequestUrl": f"{self.hub.endpoint}/{name}/discussions/{number}"}
         made = repository.commit(branch, lines[0]["value"]["summary"], files)
-        self._answer_json({"commitUrl": f"{self.hub.endpoint}/{name}/commit/{made.oid}", "commitOid": made.oid, **extra})
+        self._answer_json(
+            {"commitUrl": f"{self.hub.endpoint}/{name}/commit/{made.oid}", "commitOid": made.oid, **extra}
+        )
 
 
 _NAME, _REVISION = r"([^/]+/[^/]+)", r"([^/]+)"

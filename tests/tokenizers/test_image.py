@@ -75,7 +75,9 @@ def test_another_number_of_channels_is_refused():
         tokenizer()(torch.randn(2, 1, 32, 32))
 
 
-@pytest.mark.parametrize("options", [{"patch_size": 0}, {"patch_size": [8, 8, 8]}, {"image_size": 4}, {"num_channels": 0}])
+@pytest.mark.parametrize(
+    "options", [{"patch_size": 0}, {"patch_size": [8, 8, 8]}, {"image_size": 4}, {"num_channels": 0}]
+)
 def test_impossible_options_are_refused(options):
     with pytest.raises(Exception, match="patch_size|image_size|num_channels"):
         tokenizer(**options)

@@ -46,7 +46,7 @@ def make_inputs(batch_size: int = 6) -> dict[str, Tensor]:
 
 def make_model(**options: Any) -> tuple[MetaTransformerModel, dict[str, Tensor]]:
     """A nano model for the tables of `TabularProcessor.dummy_samples`, and a batch for it."""
-    processor = TabularProcessor().fit(TabularProcessor.dummy_samples(32))
+    processor = TabularProcessor().fit(TabularProcessor().dummy_samples(32))
     config = MetaTransformerConfig(
         hidden_size=HIDDEN,
         num_hidden_layers=1,
@@ -54,7 +54,7 @@ def make_model(**options: Any) -> tuple[MetaTransformerModel, dict[str, Tensor]]
         intermediate_size=32,
         modalities={"tabular": {**processor.tokenizer_config(), **options}},
     )
-    return MetaTransformerModel(config).eval(), dict(processor(TabularProcessor.dummy_samples(5, seed=1)))
+    return MetaTransformerModel(config).eval(), dict(processor(TabularProcessor().dummy_samples(5, seed=1)))
 
 
 def test_linear_tokens_equal_the_reference():
