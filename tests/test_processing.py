@@ -85,7 +85,7 @@ def test_a_folder_without_processor_is_refused(tmp_path):
 
 
 def test_foreign_weights_bring_their_image_preprocessing(tmp_path):
-    settings = {"architecture": "vit_tiny_patch16_224", "pretrained_cfg": {"input_size": [3, 64, 64]}}
+    settings = {"architecture": "vit_tiny_patch16_224", "model_args": {"img_size": 64}, "pretrained_cfg": {}}
     settings["pretrained_cfg"] |= {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "crop_pct": 0.8}
     (tmp_path / "config.json").write_text(json.dumps(settings))
     processor = MetaTransformerProcessor.from_pretrained(tmp_path)
