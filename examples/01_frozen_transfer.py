@@ -150,8 +150,8 @@ def _tones() -> tuple[list, int, str]:
         pitch = random.uniform(200, 260)
         wave = sum(np.sin(2 * np.pi * pitch * ratio * time_axis) for ratio in (1, 1.2 + 0.1 * label, 3 + 0.3 * label))
         wave = random.uniform(0.05, 0.3) * wave + random.normal(0, 0.05, time_axis.shape)
-        clips.append((wave.astype(np.float32), label, "test" if index % 4 == 0 else "train"))
-    return clips, rate, "generated tones (no data folder)"
+        clips.append((wave.astype(np.float32), label, "test" if index >= 750 else "train"))
+    return clips, rate, "generated tones"
 
 
 TASKS = {"digits": handwritten_digits, "table": breast_cancer_table, "speech": spoken_digits}
@@ -270,14 +270,14 @@ def predict_in_fresh_process(name: str, folder: Path) -> list[int]:
 
 # 5. Report
 def report(rows: list[dict[str, Any]], output: Path) -> None:
-    table = Table(title="One frozen trunk, three tasks: test accuracy")
-    columns = ("task", "frozen trunk", "scikit-learn", "majority", "trained", "frozen", "seconds", "reloaded")
+    table = Table(title="One frozen trunk, three tasks: test accuracy, trained and frozen parameters")
+    columns = ("task", "trunk", "sklearn", "majority", "trained", "frozen", "seconds", "reloaded")
     for column in columns:
-        table.add_column(column, justify="left" if column == "task" else "right")
+        table.add_column(column, justify="left" if column == "task" else "right", no_wrap=column != "task")
     for row in rows:
         scores = [f"{row[key]:.3f}" for key in ("accuracy", "scikit-learn", "majority")]
         counts = [f"{row[key]:,}" for key in ("trainable", "frozen")]
-        table.add_row(f"{row['task']} ({row['modality']})", *scores, *counts, f"{row['seconds']:.0f}", row["reloaded"])
+        table.add_row(row["task"], *scores, *counts, f"{row['seconds']:.0f}", row["reloaded"])
     console.print(table)
     (output / "results.json").write_text(json.dumps(rows, indent=1))
     import matplotlib
@@ -327,7 +327,9 @@ def main() -> None:
     for name in arguments.tasks:
         task = TASKS[name]()
         task.epochs = arguments.epochs or task.epochs
-        console.print(f"\n[bold]{task.name}[/bold]: {len(task.train[0])} to train, {len(task.test[0])} to test")
+        console.print(
+            f"\n[bold]{task.name}[/bold] ({task.modality}): {len(task.train[0])} to train, {len(task.test[0])} to test"
+        )
         folder = arguments.output / name
         row = train(task, trunk, folder)
         same = predict_in_fresh_process(name, folder) == row["predictions"]

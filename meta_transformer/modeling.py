@@ -128,6 +128,20 @@ class MetaTransformerPreTrainedModel(LoadingMixin, SharingMixin, PreTrainedModel
         return 0
 
 
+class ModalityEmbeddings(nn.ParameterDict):
+    """One vector for each modality, which is added to its tokens.
+
+    They start at zero, so that a pretrained image model gives what it gave before it shared its trunk.
+    """
+
+    def __init__(self, config: MetaTransformerConfig) -> None:
+        super().__init__({name: nn.Parameter(torch.zeros(config.hidden_size)) for name in config.modalities})
+
+    def init_parameters(self, std: float) -> None:
+        for embedding in self.values():
+            init.zeros_(embedding)
+
+
 class MetaTransformerModel(MetaTransformerPreTrainedModel):
     """Tokenizers and the shared trunk.
 
@@ -147,18 +161,13 @@ class MetaTransformerModel(MetaTransformerPreTrainedModel):
                 for name, tokenizer_config in config.modalities.items()
             }
         )
-        # Zero, so that a pretrained image model gives what it gave before it shared its trunk.
-        self.modality_embeddings = nn.ParameterDict(
-            {name: nn.Parameter(torch.zeros(config.hidden_size)) for name in config.modalities}
-        )
+        self.modality_embeddings = ModalityEmbeddings(config)
         self.encoder = MetaTransformerEncoder(config)
         self._input_names = {name: MODALITIES[name].model_input_names for name in config.modalities}
         self.post_init()
 
     def init_parameters(self, std: float) -> None:
         init.trunc_normal_(self.cls_token, std=std)
-        for embedding in self.modality_embeddings.values():
-            init.zeros_(embedding)
 
     def tokenize(self, **inputs: Tensor | None) -> TokenSequence:
         """Turn tensors into one sequence of tokens per sample, the class token first.

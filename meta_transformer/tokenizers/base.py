@@ -48,7 +48,7 @@ class ModalityTokenizer(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} defines no forward.")
 
     def init_parameters(self, std: float) -> None:
-        """Initialise the parameters and buffers that are this module's own.
+        """Initialise the parameters and buffers that are this module's own, not those of modules inside it.
 
         The modules inside (linear, convolution, embedding, norm) are initialised by transformers. Bare parameters and
         buffers must be filled here, with the functions of `transformers.initialization`: those leave loaded weights

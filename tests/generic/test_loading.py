@@ -83,6 +83,22 @@ def test_weights_missing_from_a_checkpoint_are_initialised_as_in_a_new_model(cas
             assert_close(found[name], tensor, rtol=0, atol=0)
 
 
+def test_any_weight_may_be_missing_alone(case, monkeypatch):
+    """What transformers allocates for missing weights is made NaN here, so that none can be left as it was by chance."""
+    config = case.config()
+    weights = case.model().state_dict()
+    zeros_like = torch.zeros_like
+
+    def poisoned(tensor, **options):
+        return zeros_like(tensor, **options).fill_(float("nan") if tensor.is_floating_point() else 77)
+
+    monkeypatch.setattr(torch, "empty_like", poisoned)
+    for missing in weights:
+        rest = {name: value.clone() for name, value in weights.items() if name != missing}
+        loaded = case.model_class.from_pretrained(None, config=config, state_dict=rest)
+        assert torch.isfinite(loaded.get_parameter(missing)).all(), missing
+
+
 def test_a_model_built_on_the_meta_device_can_be_initialised(case):
     config = case.config()
     with torch.device("meta"):
