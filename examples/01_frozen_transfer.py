@@ -57,6 +57,7 @@ class Task:
     test: tuple[list, list[int]]
     classes: list[str]
     epochs: int
+    learning_rate: float
     features: tuple[np.ndarray, np.ndarray]  # what the scikit-learn baseline sees of train and test
     tokenizer: dict[str, Any]
     call: dict[str, Any]
@@ -75,6 +76,7 @@ def handwritten_digits() -> Task:
         (list(test), test_labels.tolist()),
         [str(digit) for digit in range(10)],
         epochs=12,
+        learning_rate=8e-3,
         features=(train.reshape(len(train), -1), test.reshape(len(test), -1)),
         tokenizer={"patch_size": 2, "image_size": 8},  # 8 x 8 pixels: 16 tokens
         call={},
@@ -92,7 +94,8 @@ def breast_cancer_table() -> Task:
         (train.to_dict("records"), train_labels.tolist()),
         (test.to_dict("records"), test_labels.tolist()),
         data.target_names.tolist(),
-        epochs=16,
+        epochs=5,
+        learning_rate=2e-3,
         features=(train.to_numpy(), test.to_numpy()),
         tokenizer={},
         call={},
@@ -119,8 +122,9 @@ def spoken_digits() -> Task:
         test,
         [str(digit) for digit in range(10)],
         epochs=12,
+        learning_rate=4e-3,
         features=(statistics(train[0]), statistics(test[0])),
-        tokenizer={"stride": 16},  # without overlap: 4 rows, a column every 160 ms
+        tokenizer={"patch_size": [64, 8], "stride": [64, 4]},  # all frequencies of 80 ms, a token every 40 ms
         call={"sampling_rate": rate},
         settings=settings,
     )
@@ -181,7 +185,7 @@ def train(task: Task, trunk: str, folder: Path) -> dict[str, Any]:
         trunk,
         modalities={task.modality: options},
         id2label=dict(enumerate(task.classes)),
-        heads={"classification": {"pooling": "cls"}},
+        heads={"classification": {"pooling": "mean"}},
     )
     before, start = model.encoder_fingerprint(), time.perf_counter()
     trainer = Trainer(
@@ -190,7 +194,7 @@ def train(task: Task, trunk: str, folder: Path) -> dict[str, Any]:
             folder / "trainer",
             num_train_epochs=task.epochs,
             per_device_train_batch_size=64,
-            learning_rate=4e-3,
+            learning_rate=task.learning_rate,
             lr_scheduler_type="cosine",
             warmup_steps=0.1,
             weight_decay=0.01,
