@@ -84,10 +84,11 @@ class MetaTransformerEncoder(nn.Module):
         adapters = tuple(
             f"{path}.{name}."
             for path, module in self.named_modules()
-            for name in getattr(module, "adapter_layer_names", ())
+            for kind in ("adapter_layer_names", "other_param_names")  # of PEFT's layers
+            for name in getattr(module, kind, ())
         )
         return {
-            name.replace(".base_layer.", "."): parameter
+            name.replace(".base_layer.", ".").replace(".original_module.", "."): parameter
             for name, parameter in self.named_parameters()
-            if not name.startswith(adapters)
+            if not name.startswith(adapters) and ".modules_to_save." not in name
         }

@@ -84,7 +84,7 @@ def test_weights_missing_from_a_checkpoint_are_initialised_as_in_a_new_model(cas
 
 
 def test_any_weight_may_be_missing_alone(case, monkeypatch):
-    """What transformers allocates for missing weights is made NaN here, so that none can be left as it was by chance."""
+    """What transformers allocates for missing weights is NaN here, so that none can be right by chance."""
     config = case.config()
     weights = case.model().state_dict()
     zeros_like = torch.zeros_like
