@@ -1,6 +1,6 @@
 """`MetaTransformerConfig`: the trunk's shape at the top level, one entry for each modality and each head."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -16,7 +16,7 @@ __all__ = ["MetaTransformerConfig"]
 def _build(config_class: type[TokenizerConfig | HeadConfig], value: Any, owner: str) -> Any:
     """An instance of `config_class` from a dictionary, from nothing, or as it is."""
     if isinstance(value, config_class):
-        return value
+        return replace(value)  # a copy, so that no two models share one
     if not isinstance(value, dict | None):
         raise TypeError(f"The configuration of {owner} must be a dict or {config_class.__name__}, got {value!r}.")
     known = [field.name for field in fields(config_class)]
@@ -79,7 +79,8 @@ class MetaTransformerConfig(PreTrainedConfig):
         # On assignment, not in __post_init__: from_pretrained(..., modalities=[...]) assigns to a finished object.
         if key in ("modalities", "heads"):
             registry = MODALITIES if key == "modalities" else HEADS
-            options = value if isinstance(value, dict) else dict.fromkeys(value or ())
+            value = [value] if isinstance(value, str) else value or ()
+            options = value if isinstance(value, dict) else dict.fromkeys(value)
             value = {
                 name: _build(registry[name].config_class, option, f"{registry.kind} {name!r}")
                 for name, option in options.items()
@@ -138,6 +139,7 @@ class MetaTransformerConfig(PreTrainedConfig):
     def large_patch14(cls, **options: Any) -> "MetaTransformerConfig":
         """1024 wide, 24 deep, 16 heads, as Meta-Transformer-L14, with images in patches of 14; `options` as above."""
         modalities = options.get("modalities", ["image"])
-        if not isinstance(modalities, dict):
-            modalities = {name: {"patch_size": 14} if name == "image" else None for name in modalities}
+        modalities = modalities if isinstance(modalities, dict) else dict.fromkeys(modalities)
+        if "image" in modalities and isinstance(modalities["image"], dict | None):
+            modalities = {**modalities, "image": {"patch_size": 14, **(modalities["image"] or {})}}
         return cls._named((1024, 24, 16), {**options, "modalities": modalities})

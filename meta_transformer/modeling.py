@@ -123,6 +123,16 @@ class MetaTransformerPreTrainedModel(LoadingMixin, SharingMixin, PreTrainedModel
         """How many parameters of each part train and how many are frozen; print it for a table."""
         return ParameterSummary.of(self, prefix=f"{self.base_model_prefix}.")
 
+    def enable_input_require_grads(self) -> None:
+        """Let gradients pass into the trunk where all in front of it is frozen, as PEFT asks for.
+
+        Reentrant activation checkpointing gives a block no gradient unless its input takes one.
+        """
+        self.disable_input_require_grads()
+        encoder: Any = self.base_model.encoder
+        hook = encoder.pre_layernorm.register_forward_hook(lambda module, args, output: output.requires_grad_(True))
+        self._require_grads_hooks = [hook]
+
     def floating_point_ops(self, inputs: dict[str, Any], exclude_embeddings: bool = True) -> int:
         """0: how many tokens a batch makes is known to its tokenizers alone, so `Trainer` shows no such figure."""
         return 0
@@ -242,13 +252,13 @@ class MetaTransformerModel(MetaTransformerPreTrainedModel):
         Returns:
             The output of `encode`.
         """
-        options = {name: inputs.pop(name) for name in list(inputs) if name in _FORWARD_OPTIONS}
+        options = _pop_options(inputs)
         return self.encode(self.tokenize(**inputs), **options)
 
     @torch.no_grad()
     def get_features(self, **inputs: Any) -> Tensor:
         """One vector for each sample, `(batch, hidden)`, without gradients; arguments as of `forward`."""
-        return self(**inputs).pooler_output
+        return self(**{**inputs, "return_dict": True}).pooler_output
 
 
 class MetaTransformerForTask(MetaTransformerPreTrainedModel):
@@ -263,9 +273,8 @@ class MetaTransformerForTask(MetaTransformerPreTrainedModel):
     def __init__(self, config: MetaTransformerConfig) -> None:
         super().__init__(config)
         head = HEADS[self.head_name]
-        config.heads.setdefault(self.head_name, head.config_class())
         self.model = MetaTransformerModel(config)
-        self.head = head.head_class(config.heads[self.head_name], config)
+        self.head = head.head_class(config.heads.get(self.head_name) or head.config_class(), config)
         self.post_init()
 
     @can_return_tuple
@@ -282,9 +291,9 @@ class MetaTransformerForTask(MetaTransformerPreTrainedModel):
         Returns:
             The head's output: `loss` first, then its predictions.
         """
-        options = {name: inputs.pop(name) for name in list(inputs) if name in _FORWARD_OPTIONS}
+        options = _pop_options(inputs)
         sequence = self.model.tokenize(**inputs)
-        encoded = self.model.encode(sequence, **options)
+        encoded = self.model.encode(sequence, **{**options, "return_dict": True})
         output = self.head(sequence.replace_embeddings(encoded.last_hidden_state), labels, num_items_in_batch)
         for name in ("hidden_states", "attentions"):
             if encoded.get(name) is not None:
@@ -302,6 +311,11 @@ class MetaTransformerForClassification(MetaTransformerForTask):
     head_name = "classification"
 
 
+def _pop_options(inputs: dict[str, Any]) -> dict[str, Any]:
+    """Take out of the arguments of a forward what is no tensor of a modality."""
+    return {name: inputs.pop(name) for name in list(inputs) if name in _FORWARD_OPTIONS}
+
+
 def _advertise_inputs(forward: Callable) -> None:
     """Give a forward that takes `**inputs` the signature that names the inputs of all registered modalities.
 
@@ -309,7 +323,12 @@ def _advertise_inputs(forward: Callable) -> None:
     the signature cannot be written down; it follows the registry.
     """
     forward.__dict__.pop("__signature__", None)  # that of an earlier registry
-    first, *others, rest = inspect.signature(forward).parameters.values()
-    names = [name for entry in MODALITIES for name in entry.model_input_names]
+    own = inspect.signature(forward).parameters
+    first, *others, rest = own.values()
+    if rest.kind is not inspect.Parameter.VAR_KEYWORD:
+        return  # a subclass that names its inputs itself
+    names = [name for entry in MODALITIES for name in entry.model_input_names if name not in own]
     keyword = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in names]
-    vars(forward)["__signature__"] = inspect.Signature([first, *keyword, *others, rest])
+    positional = [each for each in others if each.kind is not inspect.Parameter.KEYWORD_ONLY]
+    others = [each for each in others if each.kind is inspect.Parameter.KEYWORD_ONLY]
+    vars(forward)["__signature__"] = inspect.Signature([first, *positional, *keyword, *others, rest])

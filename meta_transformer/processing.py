@@ -101,22 +101,22 @@ class MetaTransformerProcessor(ProcessorMixin):
         return batch
 
     def _route(self, samples: dict[str, Any], inputs: dict[str, Any]) -> dict[str, dict[str, Any]]:
-        """Sort keyword arguments by the processor that takes them."""
-        arguments = {modality: dict(inputs.pop(f"{modality}_kwargs", None) or {}) for modality in samples}
+        """Sort keyword arguments by the processor that takes them; those of modalities that are absent fall away."""
+        arguments = {modality: dict(inputs.pop(f"{modality}_kwargs", None) or {}) for modality in self.processors}
         for name, value in inputs.items():
             takers = [
                 modality
-                for modality in samples
-                if name in inspect.signature(type(self.processors[modality]).__call__).parameters
+                for modality, processor in self.processors.items()
+                if name in inspect.signature(type(processor).__call__).parameters
             ]
             if not takers:
                 raise ValueError(
-                    f"{name!r} is no modality, nor an argument of the processors in use ({list(samples)}). "
-                    f"Modalities of this processor are {list(self.processors)}; known are {MODALITIES.names()}."
+                    f"{name!r} is no modality, nor an argument of the processors here, {list(self.processors)}; known "
+                    f"modalities are {MODALITIES.names()}."
                 )
             for modality in takers:
                 arguments[modality].setdefault(name, value)
-        return arguments
+        return {modality: arguments[modality] for modality in samples}
 
     def to_dict(self) -> dict[str, Any]:
         """The state, one block for each modality."""
@@ -193,5 +193,9 @@ class MetaTransformerProcessor(ProcessorMixin):
 
     @classmethod
     def from_config(cls, config: MetaTransformerConfig) -> "MetaTransformerProcessor":
-        """A processor with the defaults of each modality of `config`."""
-        return cls(**dict.fromkeys(config.modalities, True))
+        """A processor for each modality of `config`, made to fit its tokenizer; what has to be fitted is not."""
+        processors: dict[str, Any] = {
+            modality: MODALITIES[modality].processor_class.for_tokenizer(options.to_dict())
+            for modality, options in config.modalities.items()
+        }
+        return cls(**processors)

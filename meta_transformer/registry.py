@@ -13,8 +13,17 @@ from .heads.base import HeadConfig, TaskHead
 from .processors.base import ModalityProcessor
 from .tokenizers.base import ModalityTokenizer, TokenizerConfig
 
-__all__ = ["HEADS", "MODALITIES", "Head", "Modality", "Registry", "list_heads", "list_modalities", "register_head"]
-__all__ += ["register_modality"]
+__all__ = [
+    "HEADS",
+    "MODALITIES",
+    "Head",
+    "Modality",
+    "Registry",
+    "list_heads",
+    "list_modalities",
+    "register_head",
+    "register_modality",
+]
 
 
 @dataclass(frozen=True)
@@ -29,6 +38,10 @@ class Modality:
     def config_class(self) -> type[TokenizerConfig]:
         """The tokenizer's configuration class, as annotated on the tokenizer."""
         return self.tokenizer_class.config_class
+
+    def is_earlier_version_of(self, other: "Modality") -> bool:
+        """Whether the other is the same code run again, such as a cell of a notebook."""
+        return _same_origin(self.tokenizer_class, other.tokenizer_class)
 
     @property
     def model_input_names(self) -> tuple[str, ...]:
@@ -45,7 +58,17 @@ class Head:
 
     @property
     def config_class(self) -> type[HeadConfig]:
+        """The head's configuration class."""
         return self.head_class.config_class
+
+    def is_earlier_version_of(self, other: "Head") -> bool:
+        """As of `Modality`."""
+        return _same_origin(self.head_class, other.head_class)
+
+
+def _same_origin(first: type, second: type) -> bool:
+    """Whether two classes are definitions of the same name in the same module."""
+    return (first.__module__, first.__qualname__) == (second.__module__, second.__qualname__)
 
 
 Entry = TypeVar("Entry", Modality, Head)
@@ -63,7 +86,7 @@ class Registry(Generic[Entry]):
             raise ValueError(
                 f"{self.kind} name must be a lower-case identifier such as 'point_cloud', got {entry.name!r}."
             )
-        if entry.name in self._entries:
+        if entry.name in self._entries and not self._entries[entry.name].is_earlier_version_of(entry):
             raise ValueError(f"The {self.kind} {entry.name!r} is registered already; choose another name.")
         self._entries[entry.name] = entry
 
@@ -75,7 +98,10 @@ class Registry(Generic[Entry]):
             return self._entries[name]
         except (KeyError, TypeError):
             known = ", ".join(repr(key) for key in self._entries)
-            raise ValueError(f"Unknown {self.kind} {name!r}. Known are: {known}.") from None
+            raise ValueError(
+                f"Unknown {self.kind} {name!r}. Known are: {known}. Import the package that registers it, or call "
+                f"register_{self.kind}."
+            ) from None
 
     def __contains__(self, name: object) -> bool:
         return name in self._entries
@@ -106,7 +132,7 @@ def register_modality(
         ValueError: The name is taken or no identifier, or another modality has a model input of the same name.
     """
     entry = Modality(name, processor_class, tokenizer_class)
-    for other in MODALITIES:
+    for other in (other for other in MODALITIES if other.name != name):
         if shared := set(entry.model_input_names) & set(other.model_input_names):
             raise ValueError(
                 f"The model inputs {sorted(shared)} of modality {name!r} belong to {other.name!r} already; "

@@ -138,3 +138,48 @@ def test_a_plain_tensor_program_can_use_the_sequence(model, processor):
     assert isinstance(sequence, TokenSequence)
     output = model.encode(sequence)
     assert_close(output.last_hidden_state, model(**processor(image=IMAGES)).last_hidden_state)
+
+
+def test_loading_lays_options_over_those_of_the_checkpoint(model, tmp_path):
+    config = MetaTransformerConfig(
+        **TRUNK, modalities={"image": {"patch_size": 8}}, heads={"classification": {"pooling": "mean"}}
+    )
+    MetaTransformerForClassification(config).save_pretrained(tmp_path)
+    loaded = MetaTransformerForClassification.from_pretrained(
+        tmp_path, modalities=["image", "audio"], heads={"classification": {"dropout": 0.1}}
+    )
+    assert loaded.config.modalities["image"].patch_size == 8
+    assert list(loaded.config.modalities) == ["image", "audio"]
+    assert (loaded.head.config.pooling, loaded.head.config.dropout) == ("mean", 0.1)
+
+
+def test_a_trunk_of_another_width_than_the_checkpoint_is_refused(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    wrong = {**TRUNK, "hidden_size": 64}
+    for arguments in ({"hidden_size": 64}, {"config": MetaTransformerConfig(**wrong)}):
+        with pytest.raises(ValueError, match="hidden_size is 64, but 32 in the source"):
+            MetaTransformerModel.from_pretrained(tmp_path, **arguments)
+
+
+def test_return_dict_false_in_the_configuration_reaches_the_output_alone(processor, model):
+    batch = processor(image=IMAGES)
+    config = MetaTransformerConfig(**TRUNK, modalities=model.config.modalities, return_dict=False)
+    made = MetaTransformerForClassification(config).eval()
+    assert isinstance(made(**batch), tuple)
+    assert made.get_features(**batch).shape == (2, 32)
+
+
+def test_two_models_of_one_configuration_share_no_options(model):
+    first, second = (MetaTransformerConfig(modalities=model.config.modalities) for _ in range(2))
+    first.modalities["image"].patch_size = 4
+    assert second.modalities["image"].patch_size == model.config.modalities["image"].patch_size == 16
+
+
+def test_a_subclass_may_name_its_inputs_itself(processor, model):
+    class Named(MetaTransformerForClassification):
+        def forward(self, pixel_values=None, labels=None):
+            return super().forward(pixel_values=pixel_values, labels=labels)
+
+    images = processor(image=IMAGES[:1])["pixel_values"]
+    assert Named(model.config)(images, labels=torch.tensor([1])).loss.isfinite()
+    assert list(inspect.signature(Named.forward).parameters) == ["self", "pixel_values", "labels"]

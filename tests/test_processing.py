@@ -42,8 +42,10 @@ def test_processors_are_attributes(processor):
 
 
 def test_processors_follow_from_a_configuration():
-    made = MetaTransformerProcessor.from_config(MetaTransformerConfig(modalities=["audio", "image"]))
-    assert list(made.processors) == ["audio", "image"]
+    options = {"audio": {"num_mel_bins": 64}, "image": {"num_channels": 1}, "tabular": {}}
+    made = MetaTransformerProcessor.from_config(MetaTransformerConfig(modalities=options))
+    assert list(made.processors) == ["audio", "image", "tabular"]
+    assert (made.audio.num_mel_bins, made.image.num_channels) == (64, 1)
 
 
 def test_raw_data_is_processed_in_full_precision_under_autocast(processor):
@@ -61,7 +63,7 @@ def test_raw_data_is_processed_in_full_precision_under_autocast(processor):
         ({"image": []}, "empty list"),
         ({"audio": WAVE}, "sampling_rate"),
         ({"image": [IMAGE, IMAGE], "audio": WAVE, "sampling_rate": 16_000}, "same number of samples"),
-        ({"image": IMAGE, "sampling_rate": 16_000}, "'sampling_rate' is no modality, nor an argument"),
+        ({"image": IMAGE, "window": 16}, "'window' is no modality, nor an argument"),
     ],
 )
 def test_bad_calls_are_refused(processor, arguments, message):

@@ -44,7 +44,15 @@ def test_a_taken_name_is_refused():
     with pytest.raises(ValueError, match="registered already"):
         register_modality("image", processor_class=ModalityProcessor, tokenizer_class=RadarTokenizer)
     with pytest.raises(ValueError, match="registered already"):
-        register_head("classification", head_class=ClassificationHead)
+        register_head("classification", head_class=type("OtherHead", (ClassificationHead,), {}))
+
+
+def test_the_same_class_may_be_registered_again_as_by_a_notebook_cell_that_is_run_twice():
+    known = list_heads()
+    register_head("classification", head_class=ClassificationHead)
+    image = MODALITIES["image"]
+    register_modality("image", processor_class=image.processor_class, tokenizer_class=image.tokenizer_class)
+    assert list_heads() == known
 
 
 def test_a_clash_of_model_inputs_is_refused():

@@ -1,6 +1,7 @@
 """Loading of models: our own checkpoints and foreign ones."""
 
 import copy
+from collections.abc import Mapping
 from dataclasses import fields
 from os import PathLike
 from pathlib import Path
@@ -25,6 +26,17 @@ __all__ = ["LoadingMixin"]
 # Fields of the configuration that `from_pretrained` understands otherwise: how to load, not what.
 _NO_FIELDS = frozenset({"architectures", "dtype", "transformers_version"})
 _IMAGE = "tokenizers.image."
+# Fields that say what the trunk's weights are.
+_TRUNK = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "qkv_bias",
+    "layer_scale_init_value",
+    "use_pre_layernorm",
+    "use_final_layernorm",
+)
 
 
 class LoadingMixin(Model):
@@ -43,9 +55,9 @@ class LoadingMixin(Model):
             pretrained_model_name_or_path: A folder, a repository on the hub, an official Meta-Transformer `.pth` file,
                 or a timm vision transformer in memory, whose weights are copied.
             kwargs: As of `PreTrainedModel.from_pretrained`. For foreign weights also any field of
-                `MetaTransformerConfig`, unless `config` is given: `modalities` (by default `["image"]`; options for
-                `"image"` are laid over the source's, and its weights are adapted to another `num_channels`,
-                `image_size` or `patch_size`), `heads`, `id2label` and so on.
+                `MetaTransformerConfig`, unless `config` is given: `modalities` (by default `["image"]`; its weights
+                are adapted to another `num_channels`, `image_size` or `patch_size`), `heads`, `id2label` and so on.
+                Options in `modalities` and `heads` are laid over those of the checkpoint.
 
         Returns:
             The model in evaluation mode, its trunk frozen unless `freeze_encoder` is false; with `output_loading_info`
@@ -67,6 +79,14 @@ class LoadingMixin(Model):
                 return cls._from_foreign(foreign, *args, **kwargs)
             _check_native(str(name), options)
             kwargs["use_safetensors"] = True  # else a pickle would do
+            if Location(str(name), options).file("config.json") is not None:  # else an adapter of PEFT's
+                saved = MetaTransformerConfig.from_pretrained(name, **options)
+                _check_trunk(
+                    str(name), {field: getattr(saved, field) for field in _TRUNK}, kwargs.get("config") or kwargs
+                )
+                for part in ("modalities", "heads"):
+                    if part in kwargs:
+                        kwargs[part] = _lay_over(getattr(saved, part), kwargs[part])
         loaded: Any = super().from_pretrained(name, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         model._apply_freezing()
@@ -87,7 +107,7 @@ class LoadingMixin(Model):
         elif not isinstance(config, MetaTransformerConfig):
             config = MetaTransformerConfig.from_pretrained(config)
         config = copy.deepcopy(config)  # the user's own stays as it is
-        _check_trunk(foreign, config)
+        _check_trunk(foreign.name, foreign.config, config)
         config.encoder_name_or_path = foreign.name
         tensors = _tensors_for(foreign, config)
         loaded: Any = super().from_pretrained(
@@ -112,28 +132,39 @@ def _check_native(name: str, options: dict[str, Any]) -> None:
 
 def _configure(foreign: ForeignCheckpoint, given: dict[str, Any]) -> MetaTransformerConfig:
     """The source's configuration with the fields that the user gave laid over it."""
-    modalities = given.pop("modalities", ["image"])
-    modalities = dict(modalities) if isinstance(modalities, dict) else dict.fromkeys(modalities)
-    if isinstance(modalities.get("image", {}), dict | None) and "image" in modalities:
-        modalities["image"] = {**foreign.config.get("modalities", {}).get("image", {}), **(modalities["image"] or {})}
+    modalities = _lay_over(foreign.config.get("modalities", {}), given.pop("modalities", ["image"]))
     merged: dict[str, Any] = {**foreign.config, **given, "modalities": modalities}
     return MetaTransformerConfig(**merged)
 
 
-def _check_trunk(foreign: ForeignCheckpoint, config: MetaTransformerConfig) -> None:
-    """Refuse a configuration whose trunk is not that of the weights."""
+def _lay_over(saved: Mapping[str, Any], given: Any) -> dict[str, Any]:
+    """Options by modality or head: those given, and for the rest those of the checkpoint."""
+    given = given if isinstance(given, dict) else dict.fromkeys([given] if isinstance(given, str) else given or ())
+    laid: dict[str, Any] = {}
+    for name, options in given.items():
+        below = saved.get(name, {})
+        below = below if isinstance(below, dict) else below.to_dict()
+        laid[name] = {**below, **(options or {})} if isinstance(options, dict | None) else options
+    return laid
+
+
+def _check_trunk(source: str, fields_of_source: Mapping[str, Any], config: Any) -> None:
+    """Refuse a configuration, or fields of one, whose trunk is not that of the weights."""
+    if not isinstance(config, Mapping | MetaTransformerConfig):
+        return  # the path of a configuration, which transformers reads
+    asked = config if isinstance(config, Mapping) else config.to_dict()
 
     def shape(name: str, value: Any) -> Any:
         return value is not None if name == "layer_scale_init_value" else value  # the value itself is a start only
 
     wrong = [
-        f"{name} is {getattr(config, name)!r}, but {value!r} in the source"
-        for name, value in foreign.config.items()
-        if name not in ("modalities", "pooling") and shape(name, getattr(config, name)) != shape(name, value)
+        f"{name} is {asked[name]!r}, but {value!r} in the source"
+        for name, value in fields_of_source.items()
+        if name in asked and name not in ("modalities", "pooling") and shape(name, asked[name]) != shape(name, value)
     ]
     if wrong:
         raise ValueError(
-            f"The configuration does not fit the weights of {foreign.name}: {'; '.join(wrong)}. Leave these fields "
+            f"The configuration does not fit the weights of {source}: {'; '.join(wrong)}. Leave these fields "
             "out, or give them the values of the source."
         )
 

@@ -114,7 +114,7 @@ class ClassificationHead(TaskHead):
         low, high = (0, 1) if multi_label else (0, self.num_labels - 1)
         wrong = (labels < low) | (labels > high) | labels.isnan()
         if not multi_label:
-            wrong &= labels != IGNORED
+            wrong = (wrong | (labels != labels.round())) & (labels != IGNORED)
         if wrong.any():
             remedy = "Give zeros and ones." if multi_label else "Set id2label to all classes, or num_labels."
             raise ValueError(f"labels must lie in {low}..{high}, got {labels[wrong][0].item()}. {remedy}")

@@ -28,7 +28,7 @@ from .base import ModalityProcessor
 __all__ = ["AudioProcessor"]
 
 _FRAME_LENGTH, _FRAME_SHIFT = 25.0, 10.0  # ms
-_MAX_CHANNELS = 16  # an array with more of them is a batch of clips that was taken for one
+_MAX_CHANNELS = 2  # an array with more of them may be a batch of clips
 
 
 class AudioProcessor(ModalityProcessor):
@@ -86,8 +86,8 @@ class AudioProcessor(ModalityProcessor):
             one window of 25 ms is padded with silence to one frame.
 
         Raises:
-            ValueError: No clip, an unreadable or empty one, NaN or infinity, three dimensions, more than 16 channels,
-                no sampling rate, or one that contradicts the clip's own.
+            ValueError: No clip, an unreadable or empty one, NaN or infinity, three dimensions, an array of more than 2
+                channels, no sampling rate, or one that contradicts the clip's own.
             TypeError: A sample or integers of another type, or an unknown argument.
         """
         if kwargs:

@@ -38,6 +38,17 @@ class ModalityProcessor(FeatureExtractionMixin):
         """The options of the tokenizer that follow from this processor, such as the number of columns of a table."""
         return {}
 
+    @classmethod
+    def for_tokenizer(cls, options: dict[str, Any]) -> "ModalityProcessor":
+        """A processor with the defaults, except for settings that are options of the tokenizer too.
+
+        Args:
+            options: The tokenizer's, by name.
+        """
+        parameters = inspect.signature(cls.__init__).parameters.values()
+        known = {each.name for each in parameters if each.kind == each.KEYWORD_ONLY}
+        return cls(**{name: value for name, value in options.items() if name in known})
+
     def dummy_samples(self, batch_size: int, seed: int = 0) -> Any:
         """Raw samples of different sizes that this processor, as it is set and fitted, takes; made at random.
 

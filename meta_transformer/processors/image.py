@@ -4,6 +4,7 @@ Leaves: `pixel_values` `(batch, channels, height, width)`, normalised, padded wi
 batch, and `pixel_mask` `(batch, height, width)`, true where there is image, if the images differ in size.
 """
 
+from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
@@ -61,6 +62,15 @@ class ImageProcessor(ModalityProcessor):
         for name, value in (("image_mean", image_mean), ("image_std", image_std)):
             if isinstance(value, list | tuple) and len(value) != num_channels:
                 raise ValueError(f"{name} must be one number or {num_channels}, one for each channel, got {value}.")
+        if np.min(image_std) <= 0:
+            raise ValueError(f"image_std must be positive, got {image_std}.")
+        if num_channels < 1:
+            raise ValueError(f"num_channels must be at least 1, got {num_channels}.")
+        for name, value in (("size", size), ("crop_size", crop_size)):
+            if value is not None and (np.min(value) < 1 or np.size(value) > 2):
+                raise ValueError(f"{name} must be one positive number of pixels or two, or None, got {value}.")
+        if interpolation not in ("bicubic", "bilinear", "nearest-exact"):
+            raise ValueError(f"interpolation must be 'bicubic', 'bilinear' or 'nearest-exact', got {interpolation!r}.")
         super().__init__(
             num_channels=num_channels,
             size=size,
@@ -119,9 +129,11 @@ class ImageProcessor(ModalityProcessor):
 
     @staticmethod
     def _as_list(samples: Any) -> list[Any]:
-        if isinstance(samples, np.ndarray | Tensor) and samples.ndim == 4:
-            samples = list(samples)
-        samples = list(samples) if isinstance(samples, list | tuple) else [samples]
+        if isinstance(samples, str | Path | bytes | dict) or hasattr(samples, "getbands"):
+            return [samples]
+        if isinstance(samples, np.ndarray | Tensor) and samples.dtype != object and samples.ndim != 4:
+            return [samples]
+        samples = list(samples) if isinstance(samples, Iterable) else [samples]
         if not samples:
             raise ValueError("image is an empty list; give at least one image.")
         return samples
@@ -161,6 +173,8 @@ class ImageProcessor(ModalityProcessor):
             return array[None]
         if array.ndim != 3:
             raise ValueError(f"an image has 2 or 3 dimensions, got shape {array.shape}.")
+        if data_format not in (None, "channels_first", "channels_last"):
+            raise ValueError(f"input_data_format must be 'channels_first' or 'channels_last', got {data_format!r}.")
         if data_format is None:
             usual = {self.num_channels, 1, 3, 4}
             first, last = array.shape[0] in usual, array.shape[2] in usual
@@ -261,7 +275,7 @@ def _pil_to_array(image: Any) -> np.ndarray:
         return array.astype(np.uint16)[None]
     if image.mode in ("1", "LA"):
         image = image.convert("L")
-    elif image.mode not in ("L", "RGB", "F"):
+    elif image.mode not in ("L", "RGB", "RGBA", "F"):
         image = image.convert("RGB")
     array = np.asarray(image)
     return array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0)

@@ -48,8 +48,6 @@ class TabularProcessor(ModalityProcessor):
     missing_values: list[Any] | tuple[Any, ...]
     ignore_extra_columns: bool
 
-    model_input_names = ["numerical_features", "categorical_ids", "numerical_mask"]
-
     def __init__(
         self,
         *,
@@ -177,6 +175,10 @@ class TabularProcessor(ModalityProcessor):
             "cardinalities": [FIRST_KNOWN + len(known) for known in self.categories],
             "bin_edges": [list(edges) for edges in self.bin_edges],
         }
+
+    @classmethod
+    def for_tokenizer(cls, options: dict[str, Any]) -> "TabularProcessor":
+        return cls()  # statistics and categories are no options of the tokenizer: they have to be fitted again
 
     def dummy_samples(self, batch_size: int, seed: int = 0) -> "DataFrame":
         random = np.random.default_rng(seed)

@@ -100,8 +100,9 @@ class AudioTokenizer(ModalityTokenizer):
         self._check(input_features, input_features_mask)
         frames = input_features.shape[1]
         if input_features_mask is not None:
+            input_features_mask = input_features_mask.bool()
             # Not by a product: zero times NaN is NaN.
-            input_features = input_features.masked_fill(~input_features_mask.bool()[:, :, None], 0)
+            input_features = input_features.masked_fill(~input_features_mask[:, :, None], 0)
         (_, patch), (_, stride) = self.patch_size, self.stride
         # With stride - 1 frames more, the convolution's rounding down leaves no frame out.
         padding = patch - frames if frames < patch else stride - 1

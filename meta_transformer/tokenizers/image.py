@@ -44,7 +44,7 @@ class ImageTokenizerConfig(TokenizerConfig):
     def validate_sizes(self) -> None:
         for name in ("patch_size", "image_size"):
             value = getattr(self, name)
-            if min(pair(value)) < 1 or (isinstance(value, list) and len(value) != 2):
+            if (isinstance(value, list) and len(value) != 2) or min(pair(value)) < 1:
                 raise ValueError(f"{name} must be one positive number of pixels or two, got {value}.")
         if self.num_channels < 1:
             raise ValueError(f"num_channels must be at least 1, got {self.num_channels}.")
@@ -92,6 +92,11 @@ class ImageTokenizer(ModalityTokenizer):
                 f"{tuple(pixel_values.shape)}. Convert the images with ImageProcessor(num_channels="
                 f"{self.config.num_channels}), or make the tokenizer with num_channels of your images."
             )
+        if pixel_mask is not None and pixel_mask.shape != (pixel_values.shape[0], *pixel_values.shape[2:]):
+            raise ValueError(
+                f"pixel_mask must have shape (batch, height, width) of pixel_values {tuple(pixel_values.shape)}, got "
+                f"{tuple(pixel_mask.shape)}."
+            )
         if pixel_mask is not None:
             pixel_values = pixel_values.masked_fill(~pixel_mask[:, None].bool(), 0)
         height, width = pixel_values.shape[-2:]
@@ -111,15 +116,20 @@ class ImageTokenizer(ModalityTokenizer):
         """The position table on a grid of `(rows, columns)`, as `(1, rows * columns, hidden)`."""
         if grid == self.position_grid:
             return self.positions
-        from timm.layers import resample_abs_pos_embed
-
+        try:
+            from timm.layers import resample_abs_pos_embed
+        except ImportError as error:
+            raise ImportError(
+                f"Images of another size than {self.config.image_size} need timm to resample positions: "
+                'pip install "meta_transformer[image]"'
+            ) from error
         return resample_abs_pos_embed(self.positions, list(grid), list(self.position_grid), num_prefix_tokens=0)
 
     def _ragged_positions(self, mask: Tensor) -> Tensor:
         """Positions for grids that lie at the top left of `mask` `(batch, rows, columns)`, each on its own grid."""
         sizes = torch.stack([mask.any(dim=2).sum(dim=1), mask.any(dim=1).sum(dim=1)], dim=1)
         positions = self.positions.new_zeros(*mask.shape, self.hidden_size)
-        for rows, columns in sizes.unique(dim=0).tolist():
+        for rows, columns in sizes[sizes.prod(dim=1) > 0].unique(dim=0).tolist():  # without samples without image
             table = self._positions((rows, columns)).view(1, rows, columns, self.hidden_size)
             same = (sizes == sizes.new_tensor([rows, columns])).all(dim=1)
             fitted = functional.pad(table, (0, 0, 0, mask.shape[2] - columns, 0, mask.shape[1] - rows))

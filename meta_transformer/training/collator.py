@@ -42,7 +42,8 @@ class DataCollatorForMetaTransformer:
         """
         if not samples:
             raise ValueError("Cannot make a batch of no samples.")
-        modalities = [modality for modality in self.processor.processors if modality in samples[0]]
+        known = self.processor.processors
+        modalities = [modality for modality in known if any(modality in sample for sample in samples)]
         if not modalities:
             raise ValueError(
                 f"Samples have the keys {sorted(samples[0])}, but none of the modalities of the processor, "
@@ -55,5 +56,16 @@ class DataCollatorForMetaTransformer:
         batch = dict(self.processor(**raw, **self.processor_kwargs))
         for name in _LABEL_NAMES:
             if name in samples[0]:
-                batch["labels"] = torch.as_tensor([sample[name] for sample in samples])
+                batch["labels"] = _stack_labels(name, samples)
         return batch
+
+
+def _stack_labels(name: str, samples: list[Mapping[str, Any]]) -> Tensor:
+    try:
+        return torch.stack([torch.as_tensor(sample[name]) for sample in samples])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        values = [sample.get(name) for sample in samples[:3]]
+        raise ValueError(
+            f"The labels under {name!r}, {values} and so on, make no tensor ({error}). Give every sample a number, or "
+            "numbers of the same shape; turn class names into numbers with config.label2id."
+        ) from error

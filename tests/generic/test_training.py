@@ -163,6 +163,15 @@ def test_lora_on_the_frozen_trunk_keeps_its_fingerprint(case):
     assert adapted.encoder_fingerprint() == before
 
 
+def test_lora_trains_under_reentrant_activation_checkpointing(case):
+    peft = pytest.importorskip("peft")
+    model = case.model()
+    model.activation_checkpointing_enable({"use_reentrant": True})
+    lora = peft.LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False, modules_to_save=["head"])
+    found = gradients(peft.get_peft_model(model, lora), case)
+    assert len([name for name, grad in found.items() if "lora" in name and grad.abs().max() > 0]) == 8
+
+
 def test_bfloat16_autocast_trains(case):
     model = case.model().train()
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -31,10 +31,10 @@ class SuiteUnavailable(Exception):
 
 
 def load_suite() -> tuple[type, Any]:
-    """transformers' `ModelTesterMixin` and `ConfigTester`.
+    """Transformers' `ModelTesterMixin` and `ConfigTester`.
 
-    Where they cannot be had, the mixin is one whose only test fails and says why: an error here, while pytest collects,
-    would keep all other tests from running too.
+    Where they cannot be had, the mixin is one whose every test fails and says why: an error here, while pytest
+    collects, would keep all other tests from running too.
     """
     try:
         sys.path.append(str(fetch(importlib.metadata.version("transformers"))))
@@ -42,7 +42,7 @@ def load_suite() -> tuple[type, Any]:
         reason = str(error)
 
         class Unavailable:
-            def test_the_suite_is_available(self) -> None:
+            def setUp(self) -> None:
                 pytest.fail(reason, pytrace=False)
 
         return Unavailable, None
@@ -68,12 +68,12 @@ def download(version: str, folder: Path) -> Path:
     """Let pip put the sdist into `folder`, from whichever index it is configured for."""
     command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--retries", "2", "--no-deps"]
     command += ["--no-binary", "transformers", "--dest", str(folder), f"transformers=={version}"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
     found = list(folder.glob("*.tar.gz"))
     if result.returncode or not found:
         raise SuiteUnavailable(
             f"Cannot fetch the sdist of transformers=={version}, whose tests these are. The first run needs a package "
-            f"index; later ones use what the first has left in {CACHE}. `{' '.join(command[1:4])}` said:\n"
+            f"index; later ones use what the first has left in {CACHE}. pip said:\n"
             f"{result.stderr.strip() or result.stdout.strip()}"
         )
     return found[0]

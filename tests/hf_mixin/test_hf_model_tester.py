@@ -1,5 +1,6 @@
 """transformers' own `ModelTesterMixin` and `ConfigTester` on our models, one test class for each modality."""
 
+import inspect
 import unittest
 from collections.abc import Iterator
 from typing import Any
@@ -101,6 +102,8 @@ class OurModels(ModelTesterMixin):
 
     # By default the test passes over models whose file bears no year from 2023 on.
     test_can_init_all_missing_weights_before_2023 = True
+    # Tokenizers have no vocabulary that could grow.
+    test_resize_embeddings = False
 
     @pytest.fixture(autouse=True)
     def _listed(self) -> Iterator[None]:
@@ -115,18 +118,74 @@ class OurModels(ModelTesterMixin):
             yield
 
     def setUp(self) -> None:
+        super().setUp()
         self.model_tester = self.model_tester_class()
         # What else the tests of attention hand to the model beside its main input.
         self.additional_model_inputs = list(self.model_tester.inputs())
 
+    def test_config(self) -> None:
+        """The mixin leaves it to each model to call its `ConfigTester`."""
+        modalities = self.model_tester.get_config().to_dict()["modalities"]
+        tester = ConfigTester(self, MetaTransformerConfig, has_text_modality=False, **TINY, modalities=modalities)
+        tester.run_common_tests()
+
+    def test_model_get_set_embeddings(self) -> None:
+        """Overridden: samples become tokens in one tokenizer for each modality, so no one layer is the embedding."""
+        for model_class in self.all_model_classes:
+            model = model_class(self.model_tester.get_config())
+            with self.assertRaises(NotImplementedError):
+                model.get_input_embeddings()
+            self.assertIsNone(model.get_output_embeddings())
+
+    def test_model_main_input_name(self) -> None:
+        """Overridden: the main input is that of the first modality, which objects have and classes have not."""
+        given = self.model_tester.inputs()
+        for model_class in self.all_model_classes:
+            model = model_class(self.model_tester.get_config())
+            taken = [name for name in inspect.signature(model.forward).parameters if name in given]
+            self.assertEqual(model.main_input_name, taken[0])
+
+    def test_model_outputs_equivalence(self) -> None:
+        """Without padding: the mixin subtracts outputs, and our `attention_mask` is boolean, which has no minus."""
+        padded = self.model_tester.inputs
+
+        def full() -> dict[str, Tensor]:
+            return {name: value for name, value in padded().items() if not name.endswith("_mask")}
+
+        with patch.object(self.model_tester, "inputs", full):
+            super().test_model_outputs_equivalence()
+
+    def test_problem_types(self) -> None:
+        """Overridden: the mixin has classification models solve regression too, which takes a head of its own here."""
+        config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
+        batch_size = self.model_tester.batch_size
+        problems = {
+            "multi_label_classification": (2, torch.zeros(batch_size, 2)),
+            "single_label_classification": (1, torch.zeros(batch_size, dtype=torch.long)),
+        }
+        for problem_type, (num_labels, labels) in problems.items():
+            config.problem_type, config.num_labels = problem_type, num_labels
+            with self.subTest(problem_type):
+                model = MetaTransformerForClassification(config).to(torch_device).train()
+                model(**inputs, labels=labels.to(torch_device)).loss.backward()
+        config.problem_type = "regression"
+        with self.assertRaisesRegex(ValueError, "regression"):
+            MetaTransformerForClassification(config)
+
 
 class ImageModelTest(OurModels, unittest.TestCase):
+    """The mixin on images."""
+
     model_tester_class = ImageModelTester
 
 
 class AudioModelTest(OurModels, unittest.TestCase):
+    """The mixin on audio."""
+
     model_tester_class = AudioModelTester
 
 
 class TabularModelTest(OurModels, unittest.TestCase):
+    """The mixin on tables."""
+
     model_tester_class = TabularModelTester

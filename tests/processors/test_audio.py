@@ -129,7 +129,7 @@ def test_channels_are_averaged_whichever_dimension_they_are() -> None:
 
 
 def test_a_square_array_has_its_channels_first() -> None:
-    square = np.random.default_rng(0).normal(size=(8, 8)).astype(np.float32)
+    square = np.random.default_rng(0).normal(size=(2, 2)).astype(np.float32)
     torch.testing.assert_close(features(square, RATE), features(square.mean(axis=0), RATE))
 
 
