@@ -7,7 +7,7 @@ enumerates modalities: configuration, processor, model, checkpoints and the gene
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from .heads.base import HeadConfig, TaskHead
 from .processors.base import ModalityProcessor
@@ -86,7 +86,8 @@ class Registry(Generic[Entry]):
             raise ValueError(
                 f"{self.kind} name must be a lower-case identifier such as 'point_cloud', got {entry.name!r}."
             )
-        if entry.name in self._entries and not self._entries[entry.name].is_earlier_version_of(entry):
+        earlier: Any = self._entries.get(entry.name)
+        if earlier is not None and not earlier.is_earlier_version_of(entry):
             raise ValueError(f"The {self.kind} {entry.name!r} is registered already; choose another name.")
         self._entries[entry.name] = entry
 
