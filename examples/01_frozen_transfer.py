@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 from sklearn.datasets import load_breast_cancer, load_digits
@@ -70,7 +71,7 @@ def handwritten_digits() -> Task:
     split = train_test_split(data.images / 16, data.target, test_size=0.25, random_state=0, stratify=data.target)
     train, test, train_labels, test_labels = split
     return Task(
-        "handwritten digits",
+        "written digits",
         "image",
         (list(train), train_labels.tolist()),
         (list(test), test_labels.tolist()),
@@ -89,7 +90,7 @@ def breast_cancer_table() -> Task:
     split = train_test_split(data.data, data.target, test_size=0.25, random_state=0, stratify=data.target)
     train, test, train_labels, test_labels = split
     return Task(
-        "breast cancer table",
+        "breast cancer",
         "tabular",
         (train.to_dict("records"), train_labels.tolist()),
         (test.to_dict("records"), test_labels.tolist()),
@@ -274,10 +275,9 @@ def predict_in_fresh_process(name: str, folder: Path) -> list[int]:
 
 # 5. Report
 def report(rows: list[dict[str, Any]], output: Path) -> None:
-    table = Table(title="One frozen trunk, three tasks: test accuracy, trained and frozen parameters")
-    columns = ("task", "trunk", "sklearn", "majority", "trained", "frozen", "seconds", "reloaded")
-    for column in columns:
-        table.add_column(column, justify="left" if column == "task" else "right", no_wrap=column != "task")
+    table = Table(title="One frozen trunk, three tasks: test accuracy, trained and frozen parameters", box=SIMPLE)
+    for column in ("task", "trunk", "sklearn", "majority", "trained", "frozen", "sec", "reload"):
+        table.add_column(column, justify="left" if column == "task" else "right", no_wrap=True)
     for row in rows:
         scores = [f"{row[key]:.3f}" for key in ("accuracy", "scikit-learn", "majority")]
         counts = [f"{row[key]:,}" for key in ("trainable", "frozen")]
