@@ -275,7 +275,7 @@ def predict_in_fresh_process(name: str, folder: Path) -> list[int]:
 
 # 5. Report
 def report(rows: list[dict[str, Any]], output: Path) -> None:
-    table = Table(title="One frozen trunk, three tasks: test accuracy, trained and frozen parameters", box=SIMPLE)
+    table = Table(title="One frozen trunk, three tasks: accuracy and parameters", box=SIMPLE, padding=0)
     for column in ("task", "trunk", "sklearn", "majority", "trained", "frozen", "sec", "reload"):
         table.add_column(column, justify="left" if column == "task" else "right", no_wrap=True)
     for row in rows:
