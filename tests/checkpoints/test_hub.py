@@ -58,7 +58,7 @@ processor = MetaTransformerProcessor.from_pretrained("someone/together")
 timm_model = MetaTransformerModel.from_pretrained("timm/vit_nano_patch8_32.test")
 with torch.no_grad():
     result["logits"] = model(**processor(image=processor.image.dummy_samples(2))).logits.tolist()
-    result["features"] = timm_model(pixel_values=torch.load("pixels.pt")).last_hidden_state.tolist()
+    result["features"] = timm_model(pixel_values=torch.load("pixels.pt", weights_only=True)).last_hidden_state.tolist()
 result["auto"] = type(AutoProcessor.from_pretrained("someone/together")).__name__
 result["source"] = timm_model.config.encoder_name_or_path
 """
