@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from ..configuration import MetaTransformerConfig
+from ..registry import MODALITIES
 from .atomic import refuse_unfinished
 from .foreign import ForeignCheckpoint, read_foreign
-from .foreign.adapting import adapt_images
 from .foreign.files import HUB_OPTIONS, Location, check_safetensors
 
 if TYPE_CHECKING:
@@ -174,13 +174,18 @@ def _tensors_for(foreign: ForeignCheckpoint, config: MetaTransformerConfig) -> d
     tensors = foreign.state_dict
     if foreign.source.positions is None:
         return tensors
-    if "image" not in config.modalities:
-        return {name: tensor for name, tensor in tensors.items() if not name.startswith(_IMAGE)}
+    image = {name.removeprefix(_IMAGE): value for name, value in tensors.items() if name.startswith(_IMAGE)}
+    tensors = {name: value for name, value in tensors.items() if not name.startswith(_IMAGE)}
     source: Any = MetaTransformerConfig(**foreign.config).modalities
     target: Any = config.modalities
-    tensors = adapt_images(tensors, source["image"], target["image"])
-    # No source has an embedding of the modality, and zero leaves its features as they are.
-    tensors["modality_embeddings.image"] = torch.zeros_like(tensors["cls_token"][0, 0])
+    for modality, options in target.items():
+        try:
+            own = MODALITIES[modality].tokenizer_class.inherit_image_weights(image, source["image"], options)
+        except ValueError as error:
+            raise ValueError(f"The options of modality {modality!r} do not fit the weights: {error}") from error
+        tensors |= {f"tokenizers.{modality}.{name}": value for name, value in own.items()}
+        if own:  # no source has an embedding of the modality, and zero leaves its features as they are
+            tensors[f"modality_embeddings.{modality}"] = torch.zeros_like(tensors["cls_token"][0, 0])
     return tensors
 
 

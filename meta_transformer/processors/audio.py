@@ -20,10 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature
 
-from .base import ModalityProcessor
+from .base import ModalityProcessor, errors_at, pad_to_longest
 
 __all__ = ["AudioProcessor"]
 
@@ -93,10 +92,10 @@ class AudioProcessor(ModalityProcessor):
         if kwargs:
             raise TypeError(f"{type(self).__name__} takes no argument {sorted(kwargs)}.")
         clips = [(values - self.mean) / (2 * self.std) for values in self._log_mels(samples, sampling_rate)]
-        data = {"input_features": pad_sequence(clips, batch_first=True).numpy()}
-        lengths = np.array([len(clip) for clip in clips])
-        if (lengths != lengths.max()).any():
-            data["input_features_mask"] = np.arange(lengths.max()) < lengths[:, None]
+        features, mask = pad_to_longest(clips)
+        data = {"input_features": features.numpy()}
+        if mask is not None:
+            data["input_features_mask"] = mask.numpy()
         return BatchFeature(data, tensor_type=return_tensors)
 
     def fit(self, samples: Any, *, sampling_rate: int | None = None, **kwargs: Any) -> "AudioProcessor":
@@ -131,11 +130,8 @@ class AudioProcessor(ModalityProcessor):
     def _log_mels(self, samples: Any, sampling_rate: int | None) -> Iterator[Tensor]:
         """Log-mel values `(frames, mels)` of one clip after the other."""
         for index, sample in enumerate(_one_by_one(samples)):
-            try:
+            with errors_at(f"audio[{index}]"):
                 waveform = self._waveform(sample, sampling_rate)
-            except (ValueError, TypeError, OSError) as error:
-                kind = TypeError if isinstance(error, TypeError) else ValueError
-                raise kind(f"audio[{index}]: {error}") from error
             yield self._log_mel(waveform)
 
     def _waveform(self, sample: Any, sampling_rate: int | None) -> Tensor:

@@ -1,11 +1,47 @@
 """What every processor is: raw samples of one modality in, a `BatchFeature` of padded tensors out."""
 
 import inspect
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature, FeatureExtractionMixin
 
-__all__ = ["ModalityProcessor"]
+__all__ = ["ModalityProcessor", "errors_at", "pad_to_longest"]
+
+
+@contextmanager
+def errors_at(place: str) -> Generator[None]:
+    """Name the place in the errors of one sample: `ValueError`, of which `OSError` becomes one, and `TypeError`.
+
+    Args:
+        place: Such as `"audio[3]"`.
+    """
+    try:
+        yield
+    except TypeError as error:
+        raise TypeError(f"{place}: {error}") from error
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{place}: {error}") from error
+
+
+def pad_to_longest(samples: Sequence[Tensor], value: float = 0) -> tuple[Tensor, Tensor | None]:
+    """Stack samples that differ in their first dimension.
+
+    Args:
+        samples: Each `(length, ...)`.
+        value: What the padding is filled with.
+
+    Returns:
+        `(samples, longest, ...)`, and the mask `(samples, longest)`, true in the samples; `None` if none is padded.
+    """
+    lengths = torch.tensor([len(sample) for sample in samples])
+    padded = pad_sequence(list(samples), batch_first=True, padding_value=value)
+    ragged = bool((lengths != lengths[0]).any())
+    return padded, torch.arange(padded.shape[1]) < lengths[:, None] if ragged else None
 
 
 class ModalityProcessor(FeatureExtractionMixin):

@@ -21,6 +21,7 @@ from transformers import initialization as init
 
 from ..sequence import GridLayout, TokenSequence
 from .base import ModalityTokenizer, TokenizerConfig, pair
+from .positions import InterpolatedPositions
 
 __all__ = ["AudioTokenizer", "AudioTokenizerConfig"]
 
@@ -75,11 +76,10 @@ class AudioTokenizer(ModalityTokenizer):
         frequencies = (config.num_mel_bins - self.patch_size[0]) // self.stride[0] + 1
         self.projection = nn.Conv2d(1, hidden_size, self.patch_size, stride=self.stride)
         self.frequency_positions = nn.Parameter(torch.zeros(frequencies, hidden_size))
-        self.time_positions = nn.Parameter(torch.zeros(config.max_time_positions, hidden_size))
+        self.time_positions = InterpolatedPositions(config.max_time_positions, hidden_size)
 
     def init_parameters(self, std: float) -> None:
         init.trunc_normal_(self.frequency_positions, std=std)
-        init.trunc_normal_(self.time_positions, std=std)
 
     def forward(self, input_features: Tensor, input_features_mask: Tensor | None = None) -> TokenSequence:
         """Tokenize a batch of spectrograms.
@@ -113,7 +113,7 @@ class AudioTokenizer(ModalityTokenizer):
         if input_features_mask is not None:
             lengths = input_features_mask.sum(dim=1)
         own_times = torch.where(lengths > 0, ((lengths - patch).clamp(min=0) + stride - 1) // stride + 1, 0)
-        positions = self.frequency_positions[:, None] + self._time_positions(own_times, times)[:, None]
+        positions = self.frequency_positions[:, None] + self.time_positions(own_times, times)[:, None]
         mask = None
         if input_features_mask is not None:
             real = torch.arange(times, device=patches.device) < own_times[:, None]
@@ -132,19 +132,3 @@ class AudioTokenizer(ModalityTokenizer):
             raise ValueError(
                 f"input_features_mask must have shape {shape[:2]}, as input_features, got {tuple(mask.shape)}."
             )
-
-    def _time_positions(self, own_times: Tensor, times: int) -> Tensor:
-        """Positions in time `(clips, times, hidden)` for clips that have `own_times` `(clips,)` patches in time each.
-
-        Up to the length of the table its entries in order; beyond, linear interpolation that puts the table's two ends
-        on the ends of the clip.
-        """
-        last = self.time_positions.shape[0] - 1
-        # In integers, which are exact for any length: patch j of n lies at j * last / (n - 1) in the table.
-        span = (own_times - 1).clamp(min=max(last, 1))[:, None]
-        place = torch.arange(times, device=own_times.device) * last
-        lower = (place // span).clamp(max=last)
-        weight = ((place % span) / span)[:, :, None].to(self.time_positions.dtype)
-        start = functional.embedding(lower, self.time_positions)
-        end = functional.embedding((lower + 1).clamp(max=last), self.time_positions)
-        return torch.lerp(start, end, weight)

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
-from torch import nn
+from torch import Tensor, nn
 
 from ..sequence import TokenSequence
 
@@ -46,6 +46,24 @@ class ModalityTokenizer(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> TokenSequence:
         raise NotImplementedError(f"{type(self).__name__} defines no forward.")
+
+    @classmethod
+    def inherit_image_weights(cls, weights: dict[str, Tensor], source: Any, target: Any) -> dict[str, Tensor]:
+        """Weights that this tokenizer takes over from a pretrained model of images, where its patches are alike.
+
+        Args:
+            weights: Those of an `ImageTokenizer`: `projection.weight` `(hidden, channels, height, width)`,
+                `projection.bias` if it has one, and `positions` `(1, rows * columns, hidden)`.
+            source: The `ImageTokenizerConfig` that they belong to.
+            target: This tokenizer's configuration.
+
+        Returns:
+            Some of this tokenizer's own weights by name; none, unless a subclass says otherwise.
+
+        Raises:
+            ValueError: They cannot be adapted to `target`.
+        """
+        return {}
 
     def init_parameters(self, std: float) -> None:
         """Initialise the parameters and buffers that are this module's own, not those of modules inside it.

@@ -9,7 +9,7 @@ table is resampled to each image's own grid, so that an image gets the same toke
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from huggingface_hub.dataclasses import strict
@@ -52,6 +52,11 @@ class ImageTokenizerConfig(TokenizerConfig):
             raise ValueError(f"image_size {self.image_size} is smaller than patch_size {self.patch_size}.")
 
 
+def _grid(config: ImageTokenizerConfig) -> list[int]:
+    """Rows and columns of patches for which positions are learned."""
+    return [size // patch for size, patch in zip(pair(config.image_size), pair(config.patch_size), strict=True)]
+
+
 class ImageTokenizer(ModalityTokenizer):
     """Patch projection with learned, resampled positions; see the module's description."""
 
@@ -62,8 +67,7 @@ class ImageTokenizer(ModalityTokenizer):
     def __init__(self, config: ImageTokenizerConfig, hidden_size: int) -> None:
         super().__init__(config, hidden_size)
         self.patch_size = pair(config.patch_size)
-        height, width = pair(config.image_size)
-        self.position_grid = (height // self.patch_size[0], width // self.patch_size[1])
+        self.position_grid = tuple(_grid(config))
         self.projection = nn.Conv2d(
             config.num_channels, hidden_size, self.patch_size, stride=self.patch_size, bias=config.patch_bias
         )
@@ -71,6 +75,41 @@ class ImageTokenizer(ModalityTokenizer):
 
     def init_parameters(self, std: float) -> None:
         init.trunc_normal_(self.positions, std=std)
+
+    @classmethod
+    def inherit_image_weights(cls, weights: dict[str, Tensor], source: Any, target: Any) -> dict[str, Tensor]:
+        """All of them, resampled with timm's functions.
+
+        Another number of channels than the source's 3: the response to their mean stays. Another patch size:
+        pseudo-inverse resizing (FlexiViT, Beyer et al. 2023, section 3.4). Another grid: bicubic interpolation of the
+        positions. A bias that the source lacks is zero.
+        """
+        if source == target:
+            return dict(weights)
+        if source.patch_bias and not target.patch_bias:
+            raise ValueError("patch_bias is false, but the source of the weights has such a bias; leave it out.")
+        try:
+            from timm.layers import resample_abs_pos_embed, resample_patch_embed
+            from timm.models import adapt_input_conv
+        except ImportError as error:
+            raise ImportError('Adapting image weights needs timm: pip install "meta_transformer[image]"') from error
+        patches = weights["projection.weight"]
+        if source.num_channels != target.num_channels:
+            if source.num_channels != 3:
+                raise ValueError(
+                    f"num_channels is {target.num_channels}, but weights are adapted from 3 channels only, and those "
+                    f"of the source are for {source.num_channels}; leave it out."
+                )
+            patches = adapt_input_conv(target.num_channels, patches)
+        adapted = {
+            "projection.weight": resample_patch_embed(patches, list(pair(target.patch_size))),
+            "positions": resample_abs_pos_embed(
+                weights["positions"], _grid(target), _grid(source), num_prefix_tokens=0
+            ),
+        }
+        if target.patch_bias:
+            adapted["projection.bias"] = weights.get("projection.bias", torch.zeros(len(patches), dtype=patches.dtype))
+        return adapted
 
     def forward(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> TokenSequence:
         """Tokenize a batch of images.

@@ -21,7 +21,7 @@ def make(positions: bool = True, **options: object) -> AudioTokenizer:
     """A tokenizer with random weights, its positions zero on request."""
     torch.manual_seed(0)
     tokenizer = AudioTokenizer(AudioTokenizerConfig(**options), HIDDEN).eval()
-    for table in (tokenizer.frequency_positions, tokenizer.time_positions):
+    for table in (tokenizer.frequency_positions, tokenizer.time_positions.table):
         nn.init.normal_(table, std=float(positions))
     return tokenizer
 
@@ -61,7 +61,7 @@ def test_tokens_equal_a_loop_over_patches(frames: int) -> None:
         for time in range(times):
             patch = padded[3 * time : 3 * time + 4, 5 * row : 5 * row + 6].T
             value = (weight * patch).sum(dim=(1, 2)) + bias
-            tokens.append(value + tokenizer.frequency_positions[row] + tokenizer.time_positions[time])
+            tokens.append(value + tokenizer.frequency_positions[row] + tokenizer.time_positions.table[time])
     sequence = tokenizer(clip[None])
     assert sequence.layout.shape == (3, times)
     assert (sequence.layout.patch_size, sequence.layout.stride) == ((6, 4), (5, 3))
@@ -122,7 +122,9 @@ def test_positions_beyond_the_table_are_interpolated_linearly_to_the_clips_own_l
     nn.init.zeros_(tokenizer.frequency_positions)
     times = 2 * table + 1
     tokens = tokenizer(torch.zeros(1, 16 + 10 * (times - 1), 128)).embeddings.unflatten(1, (12, times))
-    expected = functional.interpolate(tokenizer.time_positions.T[None], size=times, mode="linear", align_corners=True)
+    expected = functional.interpolate(
+        tokenizer.time_positions.table.T[None], size=times, mode="linear", align_corners=True
+    )
     torch.testing.assert_close(tokens, expected.mT[:, None].expand_as(tokens), atol=1e-5, rtol=0)
 
 
@@ -132,14 +134,15 @@ def test_gradients_reach_both_position_tables_where_they_are_used() -> None:
     assert torch.equal(tokenizer.frequency_positions.grad, torch.full((12, HIDDEN), 5.0))
     expected = torch.zeros(128, HIDDEN)
     expected[:5] = 12
-    torch.testing.assert_close(tokenizer.time_positions.grad, expected)
+    torch.testing.assert_close(tokenizer.time_positions.table.grad, expected)
 
 
 def test_weights_are_filled_on_a_module_made_without_memory() -> None:
     with torch.device("meta"):
         tokenizer = AudioTokenizer(AudioTokenizerConfig(), 64)
-    tokenizer.to_empty(device="cpu").init_parameters(0.02)
-    for table in (tokenizer.frequency_positions, tokenizer.time_positions):
+    for module in tokenizer.to_empty(device="cpu"), tokenizer.time_positions:
+        module.init_parameters(0.02)
+    for table in (tokenizer.frequency_positions, tokenizer.time_positions.table):
         assert table.std().item() == pytest.approx(0.02, rel=0.1)
 
 

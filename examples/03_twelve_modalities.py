@@ -1,0 +1,151 @@
+"""One frozen trunk learns a real task from each of the twelve modalities.
+
+    META_TRANSFORMER_DATA=../shared/data python examples/03_twelve_modalities.py
+    python examples/03_twelve_modalities.py --modalities graph imu --encoder timm/vit_tiny_patch16_224.augreg_in21k
+
+For each modality, a tokenizer and a classification head are trained on the data set of `recipes/<modality>.py`; the
+trunk is the same for all and stays as it is. Options and the best epoch were chosen on validation data; the test split
+is measured once, beside the majority class and the baseline of the set's card, measured in the same run where that is
+cheap. What is finished is kept under `--output`: a run that was stopped goes on where it was, `--fresh` starts anew.
+
+Prints a table, and writes it with a bar chart to `docs/results/`.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from recipes.base import nano_trunk, train, write_json
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+from transformers import logging
+
+from meta_transformer import list_modalities
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPES = [name for name in list_modalities() if (Path(__file__).parent / "recipes" / f"{name}.py").exists()]
+console = Console()
+
+
+# 1. Train, or take up what an earlier run has finished
+def results(modalities: list[str], data: Path, encoder: str | None, output: Path, epochs: int | None) -> list[dict]:
+    rows = []
+    for number, modality in enumerate(modalities, start=1):
+        file = output / modality / "row.json"
+        if not file.exists():
+            console.rule(f"{number} of {len(modalities)}: {modality}")
+            recipe = import_module(f"recipes.{modality}").recipe(data)
+            counts = ", ".join(
+                f"{len(getattr(recipe, part).labels)} {part}" for part in ("train", "validation", "test")
+            )
+            console.print(f"{recipe.dataset}: {counts} samples of {recipe.num_labels} classes")
+            trunk = encoder or nano_trunk(output / "trunk")
+            write_json(file, train(recipe, trunk, output / modality, epochs=epochs))
+            shutil.rmtree(output / modality / "trainer")
+        rows.append(json.loads(file.read_text()))
+    return rows
+
+
+# 2. Report
+def reference(row: dict[str, Any]) -> float:
+    """The baseline: measured in the same run, or else quoted from the card."""
+    return row["card"][1] if row["baseline"] is None else row["baseline"]
+
+
+def columns(row: dict[str, Any]) -> list[str]:
+    baseline = f"{reference(row):.3f}{' (card)' if row['baseline'] is None else ''}"
+    won = "yes" if row["test"] > reference(row) else "no"
+    scores = [f"{row['majority']:.3f}", baseline, f"{row['test']:.3f}", won]
+    counts = [f"{row['trainable']:,}", f"{row['seconds']:.0f}"]
+    return [row["modality"], row["dataset"].split("/")[1], row["metric"], *scores, *counts, row["card"][0]]
+
+
+TITLES = ["modality", "data set", "metric", "majority", "baseline", "ours", "won", "trained", "sec", "baseline is"]
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    table = Table(title="One frozen trunk, test splits", box=SIMPLE, padding=0)
+    for title in TITLES[:-1]:
+        table.add_column(title, justify="left" if title in TITLES[:3] else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*columns(row)[:-1])
+    console.print(table)
+
+
+def write_report(rows: list[dict[str, Any]], trunk: str, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [
+        "# Twelve modalities, one frozen trunk",
+        "",
+        f"Written by `examples/03_twelve_modalities.py`. Trunk: {trunk}. Test splits, measured once; baselines without",
+        "`(card)` were measured in the same run. `trained` counts the parameters of tokenizer and head.",
+        "",
+        f"| {' | '.join(TITLES)} |",
+        f"|{' --- |' * len(TITLES)}",
+        *(f"| {' | '.join(columns(row))} |" for row in rows),
+        "",
+        "![Test scores by modality](twelve_modalities.png)",
+        "",
+    ]
+    (folder / "twelve_modalities.md").write_text("\n".join(lines))
+    write_json(folder / "twelve_modalities.json", rows)
+    draw(rows, folder / "twelve_modalities.png")
+
+
+def draw(rows: list[dict[str, Any]], file: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import numpy as np
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(13, 4.5))
+    places = np.arange(len(rows))
+    bars = {
+        "majority": [row["majority"] for row in rows],
+        "baseline of the set's card": [reference(row) for row in rows],
+        "frozen trunk": [row["test"] for row in rows],
+    }
+    for offset, (label, values) in zip((-0.28, 0, 0.28), bars.items(), strict=True):
+        drawn = axes.bar(places + offset, values, width=0.27, label=label)
+        axes.bar_label(drawn, fmt="%.2f", fontsize=7)
+    axes.set_xticks(places, [f"{row['modality']}\n{row['metric']}" for row in rows], fontsize=8)
+    axes.set(ylim=(0, 1.15), ylabel="test score")
+    axes.legend(ncols=3, loc="upper left", fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(file, dpi=120)
+    pyplot.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--modalities", nargs="+", choices=RECIPES, default=RECIPES, metavar="WORD")
+    parser.add_argument("--encoder", help="pretrained weights; without, a small trunk of random weights")
+    parser.add_argument("--epochs", type=int, help="instead of each recipe's own number")
+    parser.add_argument("--output", type=Path, default=Path("outputs/03_twelve_modalities"))
+    parser.add_argument("--results", type=Path, default=ROOT / "docs" / "results")
+    parser.add_argument("--fresh", action="store_true", help="forget what an earlier run has finished")
+    arguments = parser.parse_args()
+    data = Path(os.environ.get("META_TRANSFORMER_DATA", ""))
+    if not (data / "README.md").is_file():
+        sys.exit("Set META_TRANSFORMER_DATA to the folder of the data sets; this example trains on nothing else.")
+    logging.set_verbosity_error()
+    if arguments.fresh:
+        for modality in arguments.modalities:
+            shutil.rmtree(arguments.output / modality, ignore_errors=True)
+    rows = results(arguments.modalities, data, arguments.encoder, arguments.output, arguments.epochs)
+    print_table(rows)
+    trunk = arguments.encoder or "192 wide, 4 deep, random weights"
+    write_report(rows, trunk, arguments.results)
+    console.print(f"Written: {arguments.results}/twelve_modalities.md, .json and .png")
+
+
+if __name__ == "__main__":
+    main()
