@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from scipy.special import softmax
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -204,7 +205,17 @@ def train(recipe: Recipe, trunk: str, folder: Path, *, test: bool = True, epochs
         row |= {"test": predicted.metrics["test_score"], "majority": recipe.majority()}
         row["baseline"] = recipe.baseline() if recipe.baseline else None
         model.save_pretrained(folder, processor=processor, metrics={recipe.metric: row["test"]})
+        row["predictions"] = predict(recipe, model.eval(), processor)
     return row
+
+
+@torch.no_grad()
+def predict(
+    recipe: Recipe, model: MetaTransformerForClassification, processor: MetaTransformerProcessor, count: int = 32
+) -> list[int]:
+    """The predicted classes of the first test samples."""
+    batch = processor(**{recipe.modality: recipe.test.samples[:count]}, **recipe.call)
+    return model(**batch).logits.argmax(dim=-1).tolist()
 
 
 def _score(recipe: Recipe, prediction: EvalPrediction) -> float:
