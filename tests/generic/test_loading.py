@@ -1,7 +1,11 @@
 """Saving and loading of every head on every modality."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 from transformers import AutoConfig, AutoModel
 
@@ -118,3 +122,27 @@ def test_a_mismatched_head_can_be_replaced(case, tmp_path):
         case.model_class.from_pretrained(tmp_path, id2label=labels)
     loaded = case.model_class.from_pretrained(tmp_path, id2label=labels, ignore_mismatched_sizes=True)
     assert loaded.config.num_labels == 5
+
+
+IN_A_FRESH_PROCESS = """
+import sys
+from pathlib import Path
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel
+import meta_transformer
+
+folder = Path(sys.argv[1])
+model = AutoModel.from_pretrained(folder)
+features = model.get_features(**load_file(folder / "batch"))
+save_file({"features": features.contiguous()}, folder / "features")
+"""
+
+
+@pytest.mark.slow
+def test_a_fresh_process_computes_the_same_features(modality_case, tmp_path):
+    torch.manual_seed(0)
+    model, batch = randomise(MetaTransformerModel(modality_case.config()).eval()), modality_case.batch()
+    model.save_pretrained(tmp_path, processor=modality_case.processor())
+    save_file({name: value.contiguous() for name, value in batch.items()}, tmp_path / "batch")
+    subprocess.run([sys.executable, "-c", IN_A_FRESH_PROCESS, str(tmp_path)], check=True)
+    assert_close(load_file(tmp_path / "features")["features"], model.get_features(**batch), rtol=1e-5, atol=1e-6)
