@@ -109,6 +109,9 @@ class MetaTransformerPreTrainedModel(LoadingMixin, SharingMixin, PreTrainedModel
         encoder = getattr(self.base_model, "encoder", None)
         if encoder is not None:
             encoder.freeze() if self.config.freeze_encoder else encoder.unfreeze()
+        tokenizers: Any = getattr(self.base_model, "tokenizers", None) or {}
+        for tokenizer in tokenizers.values():
+            tokenizer.apply_freezing()
 
     def encoder_fingerprint(self) -> str:
         """Hash of all weights of the trunk: equal for equal weights, and unchanged by training while it is frozen."""
@@ -194,7 +197,12 @@ class MetaTransformerModel(MetaTransformerPreTrainedModel):
         parts: dict[str, TokenSequence] = {}
         for modality, names in self._input_names.items():
             present = {name: inputs.pop(name) for name in names if name in inputs}
-            present = {name: self._cast(value) for name, value in present.items() if value is not None}
+            exact = MODALITIES[modality].tokenizer_class.full_precision_inputs
+            present = {
+                name: value if name in exact else self._cast(value)
+                for name, value in present.items()
+                if value is not None
+            }
             if not present:
                 continue
             part = self.tokenizers[modality](**present)

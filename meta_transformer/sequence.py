@@ -1,11 +1,21 @@
 """`TokenSequence`, the one type that crosses the borders between tokenizers, encoder and heads."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-__all__ = ["ColumnLayout", "GridLayout", "Layout", "Segment", "TokenSequence"]
+__all__ = [
+    "ColumnLayout",
+    "GraphLayout",
+    "GridLayout",
+    "Layout",
+    "PointLayout",
+    "PointStage",
+    "Segment",
+    "SeriesLayout",
+    "TokenSequence",
+]
 
 
 @dataclass(frozen=True)
@@ -29,10 +39,72 @@ class GridLayout(Layout):
 
 
 @dataclass(frozen=True)
+class SeriesLayout(GridLayout):
+    """Patches of time series, `(patches,)` or `(channels, patches)`, and the way back to the values that came in.
+
+    Attributes:
+        loc: `(batch, channels)`, what was subtracted from each channel, in float32.
+        scale: `(batch, channels)`, what it was divided by then: `prediction * scale + loc` undoes it.
+    """
+
+    loc: Tensor = field(compare=False)
+    scale: Tensor = field(compare=False)
+
+
+@dataclass(frozen=True, eq=False)  # as SeriesLayout
+class PointStage:
+    """Groups of neighbouring points, each of which becomes one token or one point of the next stage.
+
+    Attributes:
+        centres: `(batch, groups, 3)`, in the unit of the points.
+        groups: `(batch, groups, neighbours)`, indices into the points that the stage takes, the nearest first.
+        features: `(batch, groups, width)`, the embedding of each group without its position.
+        mask: `(batch, groups)` boolean, true for real groups; `None` when nothing is padded.
+    """
+
+    centres: Tensor
+    groups: Tensor
+    features: Tensor
+    mask: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)  # as SeriesLayout
+class PointLayout(Layout):
+    """Tokens that stand for groups of points.
+
+    Attributes:
+        points: `(batch, points, 3)`, the raw points, in float32.
+        mask: `(batch, points)` boolean, true for real points; `None` when nothing is padded.
+        stages: From the raw points on; the groups of the last one are the tokens.
+    """
+
+    points: Tensor
+    mask: Tensor | None
+    stages: tuple[PointStage, ...]
+
+
+@dataclass(frozen=True)
 class ColumnLayout(Layout):
     """One token for each named column, in this order."""
 
     names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class GraphLayout(Layout):
+    """Tokens of the graph as a whole, then one for each node, then one for each edge, of the padded batch.
+
+    The tokens of the nodes are the columns `graph_tokens : graph_tokens + nodes`, in the order of the raw graph.
+
+    Attributes:
+        graph_tokens: Learned tokens in front.
+        nodes: Nodes of the largest graph.
+        edges: Edges of the largest graph.
+    """
+
+    graph_tokens: int
+    nodes: int
+    edges: int
 
 
 @dataclass(frozen=True)

@@ -156,7 +156,7 @@ def test_everything_that_is_imported_is_declared() -> None:
     """What happens to be installed here is not there in a fresh environment."""
     elsewhere = [path for folder in ("tests", "examples", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
     assert sorted(imported(FILES) - modules(ALL)) == [], "the package needs what no extra but demo or dev brings"
-    local = {path.stem for folder in ("examples", "benchmarks") for path in (ROOT / folder).iterdir()}
+    local = {"tests"} | {path.stem for folder in ("examples", "benchmarks") for path in (ROOT / folder).iterdir()}
     assert sorted(imported(elsewhere) - modules([*CORE, *EXTRAS]) - local) == []
 
 

@@ -156,6 +156,7 @@ def train(recipe: Recipe, trunk: str, folder: Path, *, test: bool = True, epochs
         modalities={recipe.modality: options},
         heads={"classification": recipe.head},
         id2label=dict(enumerate(classes)),
+        ignore_mismatched_sizes=True,  # the nano trunk comes with a tokenizer for images of another size
     )
     fingerprint, start = model.encoder_fingerprint(), time.perf_counter()
     trainer = _RecipeTrainer(
@@ -176,14 +177,14 @@ def train(recipe: Recipe, trunk: str, folder: Path, *, test: bool = True, epochs
             save_strategy="epoch",
             save_total_limit=1,
             load_best_model_at_end=True,
-            metric_for_best_model="score",
+            metric_for_best_model="choice",
             logging_strategy="epoch",
             report_to=[],
         ),
         train_dataset=_Samples(recipe.modality, recipe.train),
         eval_dataset=_Samples(recipe.modality, recipe.validation),
         data_collator=DataCollatorForMetaTransformer(processor, recipe.call),
-        compute_metrics=lambda prediction: {"score": _score(recipe, prediction)},
+        compute_metrics=lambda prediction: _scores(recipe, prediction),
     )
     trainer.augment = recipe.augment
     checkpoint = get_last_checkpoint(folder / "trainer") if (folder / "trainer").is_dir() else None
@@ -218,9 +219,16 @@ def predict(
     return model(**batch).logits.argmax(dim=-1).tolist()
 
 
-def _score(recipe: Recipe, prediction: EvalPrediction) -> float:
+def _scores(recipe: Recipe, prediction: EvalPrediction) -> dict[str, float]:
+    """The metric, and the same with ties broken by log loss.
+
+    On few validation samples many epochs have the same score, and `Trainer` would keep the first, least trained one.
+    """
     logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
-    return recipe.score(np.asarray(prediction.label_ids), softmax(np.asarray(logits, np.float64), axis=1))
+    labels, probabilities = np.asarray(prediction.label_ids), softmax(np.asarray(logits, np.float64), axis=1)
+    score = recipe.score(labels, probabilities)
+    log_loss = -np.log(probabilities[np.arange(len(labels)), labels].clip(1e-9)).mean()
+    return {"score": score, "choice": score - 1e-6 * float(log_loss)}
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -38,10 +38,10 @@ def recipe(data: Path) -> Recipe:
         card=("TF-IDF + LR", 0.813),
         baseline=lambda: _baseline(train, test),
         classes=CLASSES,
-        tokenizer={"ngram_size": 3, "max_positions": 64},
+        tokenizer={"max_positions": 64},
         head={"pooling": "mean", "dropout": 0.3},
-        epochs=8,
-        learning_rate=2e-3,
+        epochs=5,
+        learning_rate=5e-3,
         batch_size=64,
         weight_decay=0.05,
         label_smoothing=0.1,
@@ -53,10 +53,18 @@ def _split(table: pd.DataFrame) -> Split:
     return Split(table["text"].tolist(), [CLASSES.index(label) for label in table["label"]])
 
 
-def drop_tokens(batch: dict[str, Tensor], share: float = 0.2) -> dict[str, Tensor]:
-    """Replace tokens by `<pad>` (id 0) at random, so that no single word decides (Iyyer et al. 2015, section 3)."""
-    dropped = torch.rand(batch["input_ids"].shape, device=batch["input_ids"].device) < share
-    return {**batch, "input_ids": batch["input_ids"].masked_fill(dropped, 0)}
+def drop_tokens(batch: dict[str, Tensor], share: float = 0.3) -> dict[str, Tensor]:
+    """Leave out a share of each sentence's tokens at random, so that no single word decides.
+
+    Word dropout (Iyyer et al. 2015, section 3.1). It saves time as well, for what is left is shorter.
+    """
+    mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"], dtype=torch.bool))
+    kept = mask & (torch.rand(mask.shape, device=mask.device) >= share)
+    kept[:, 0] |= ~kept.any(dim=1)  # at least one
+    order = kept.long().argsort(dim=1, descending=True, stable=True)[:, : int(kept.sum(dim=1).max())]
+    return {"input_ids": batch["input_ids"].gather(1, order), "attention_mask": kept.gather(1, order)} | {
+        name: value for name, value in batch.items() if name not in ("input_ids", "attention_mask")
+    }
 
 
 def _baseline(train: Split, test: Split) -> float:

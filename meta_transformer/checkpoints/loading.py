@@ -12,6 +12,7 @@ from torch import nn
 
 from ..configuration import MetaTransformerConfig
 from ..registry import MODALITIES
+from ..tokenizers.image import ImageTokenizerConfig
 from .atomic import refuse_unfinished
 from .foreign import ForeignCheckpoint, read_foreign
 from .foreign.files import HUB_OPTIONS, Location, check_safetensors
@@ -132,7 +133,11 @@ def _check_native(name: str, options: dict[str, Any]) -> None:
 
 def _configure(foreign: ForeignCheckpoint, given: dict[str, Any]) -> MetaTransformerConfig:
     """The source's configuration with the fields that the user gave laid over it."""
-    modalities = _lay_over(foreign.config.get("modalities", {}), given.pop("modalities", ["image"]))
+    saved = foreign.config.get("modalities", {})
+    # What is made of images, such as video, starts from the sizes that the weights are for: then they fit unchanged.
+    sizes = {name: value for name, value in saved.get("image", {}).items() if name in ("patch_size", "image_size")}
+    kinds = {each.name: sizes for each in MODALITIES if issubclass(each.config_class, ImageTokenizerConfig)}
+    modalities = _lay_over(kinds | saved, given.pop("modalities", ["image"]))
     merged: dict[str, Any] = {**foreign.config, **given, "modalities": modalities}
     return MetaTransformerConfig(**merged)
 

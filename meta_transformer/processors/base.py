@@ -56,11 +56,17 @@ class ModalityProcessor(FeatureExtractionMixin):
     dummy_call_kwargs: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, **settings: Any) -> None:
-        parameters = inspect.signature(type(self).__init__).parameters.values()
-        known = {each.name for each in parameters if each.kind == each.KEYWORD_ONLY}
+        known = self._setting_names()
         if unknown := sorted(set(settings) - known - {"feature_extractor_type", "processor_class"}):
             raise TypeError(f"{type(self).__name__} has no setting {unknown}. It has {sorted(known)}.")
         super().__init__(**settings)
+
+    @classmethod
+    def _setting_names(cls) -> set[str]:
+        """The keyword-only parameters of `__init__`, and those that it passes on to the classes above."""
+        classes = [each for each in cls.__mro__ if issubclass(each, ModalityProcessor)]
+        parameters = [each for one in classes for each in inspect.signature(one.__init__).parameters.values()]
+        return {each.name for each in parameters if each.kind == each.KEYWORD_ONLY}
 
     def __call__(self, samples: Any, *, return_tensors: str | None = "pt", **kwargs: Any) -> BatchFeature:
         """Turn one sample or a list of samples into tensors, the batch dimension first."""
@@ -81,8 +87,7 @@ class ModalityProcessor(FeatureExtractionMixin):
         Args:
             options: The tokenizer's, by name.
         """
-        parameters = inspect.signature(cls.__init__).parameters.values()
-        known = {each.name for each in parameters if each.kind == each.KEYWORD_ONLY}
+        known = cls._setting_names()
         return cls(**{name: value for name, value in options.items() if name in known})
 
     def dummy_samples(self, batch_size: int, seed: int = 0) -> Any:

@@ -4,10 +4,11 @@ Leaves: `pixel_values` `(batch, channels, height, width)`, normalised, padded wi
 batch, and `pixel_mask` `(batch, height, width)`, true where there is image, if the images differ in size.
 """
 
+import struct
 from collections.abc import Iterable
 from io import BytesIO
-from pathlib import Path
-from typing import Any, Literal
+from os import PathLike
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -15,9 +16,9 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import BatchFeature
 
-from .base import ModalityProcessor
+from .base import ModalityProcessor, errors_at
 
-__all__ = ["ImageProcessor"]
+__all__ = ["DataFormat", "ImageProcessor", "check_range", "file_of", "first_bytes"]
 
 DataFormat = Literal["channels_first", "channels_last"]
 
@@ -27,6 +28,9 @@ _LUMINANCE = (0.299, 0.587, 0.114)
 
 class ImageProcessor(ModalityProcessor):
     """Decode, scale to 0..1, bring to a number of channels, resize, crop, normalise, pad.
+
+    Modalities that are images of another kind are subclasses: `word` is what errors call a sample, `input_prefix` what
+    the names of the tensors begin with.
 
     Args:
         num_channels: Channels that leave. Grey images are repeated and colour images turned grey to fit; an alpha
@@ -38,6 +42,9 @@ class ImageProcessor(ModalityProcessor):
         image_std: Divided by afterwards, as `image_mean`.
         float_range: Lowest and highest value of arrays of floats, which are scaled from there to 0..1.
     """
+
+    word: ClassVar[str] = "image"
+    input_prefix: ClassVar[str] = "pixel"
 
     num_channels: int
     size: int | list[int] | None
@@ -59,16 +66,20 @@ class ImageProcessor(ModalityProcessor):
         float_range: tuple[float, float] | list[float] = (0.0, 1.0),
         **kwargs: Any,
     ) -> None:
+        if not isinstance(num_channels, int) or num_channels < 1:
+            raise ValueError(f"num_channels must be an integer of at least 1, got {num_channels!r}.")
         for name, value in (("image_mean", image_mean), ("image_std", image_std)):
             if isinstance(value, list | tuple) and len(value) != num_channels:
                 raise ValueError(f"{name} must be one number or {num_channels}, one for each channel, got {value}.")
+            if not np.isfinite(value).all():
+                raise ValueError(f"{name} must be finite, got {value}.")
         if np.min(image_std) <= 0:
             raise ValueError(f"image_std must be positive, got {image_std}.")
-        if num_channels < 1:
-            raise ValueError(f"num_channels must be at least 1, got {num_channels}.")
         for name, value in (("size", size), ("crop_size", crop_size)):
-            if value is not None and (np.min(value) < 1 or np.size(value) > 2):
-                raise ValueError(f"{name} must be one positive number of pixels or two, or None, got {value}.")
+            sides = value if isinstance(value, list | tuple) and len(value) == 2 else [value]
+            if value is not None and not all(isinstance(side, int) and side >= 1 for side in sides):
+                raise ValueError(f"{name} must be one positive number of pixels or two, or None, got {value!r}.")
+        check_range("float_range", float_range)
         if interpolation not in ("bicubic", "bilinear", "nearest-exact"):
             raise ValueError(f"interpolation must be 'bicubic', 'bilinear' or 'nearest-exact', got {interpolation!r}.")
         super().__init__(
@@ -112,11 +123,14 @@ class ImageProcessor(ModalityProcessor):
         """
         if kwargs:
             raise TypeError(f"{type(self).__name__} takes no argument {sorted(kwargs)}.")
-        samples = self._as_list(samples)
-        images = [self._process(sample, input_data_format, index) for index, sample in enumerate(samples)]
+        images = []
+        for index, sample in enumerate(self._as_list(samples)):
+            with errors_at(f"{self.word}[{index}]"):
+                image = self._decode(sample, input_data_format)
+            images.append(self._normalize(self._crop(self._resize(image))))
         height, width = (max(image.shape[axis] for image in images) for axis in (1, 2))
         data = {
-            "pixel_values": torch.stack(
+            f"{self.input_prefix}_values": torch.stack(
                 [functional.pad(image, (0, width - image.shape[2], 0, height - image.shape[1])) for image in images]
             )
         }
@@ -124,47 +138,47 @@ class ImageProcessor(ModalityProcessor):
             mask = torch.zeros(len(images), height, width, dtype=torch.bool)
             for row, image in zip(mask, images, strict=True):
                 row[: image.shape[1], : image.shape[2]] = True
-            data["pixel_mask"] = mask
+            data[f"{self.input_prefix}_mask"] = mask
         return BatchFeature({name: value.numpy() for name, value in data.items()}, tensor_type=return_tensors)
 
-    @staticmethod
-    def _as_list(samples: Any) -> list[Any]:
-        if isinstance(samples, str | Path | bytes | dict) or hasattr(samples, "getbands"):
-            return [samples]
-        if isinstance(samples, np.ndarray | Tensor) and samples.dtype != object and samples.ndim != 4:
+    def _as_list(self, samples: Any) -> list[Any]:
+        if self._is_one(samples):
             return [samples]
         samples = list(samples) if isinstance(samples, Iterable) else [samples]
         if not samples:
-            raise ValueError("image is an empty list; give at least one image.")
+            raise ValueError(f"{self.word} is an empty list; give at least one image.")
         return samples
 
-    def _process(self, sample: Any, data_format: DataFormat | None, index: int) -> Tensor:
-        """One sample of any kind to a normalised tensor `(channels, height, width)`."""
-        try:
-            image = self._to_channels(self._to_unit_range(self._to_array(sample, data_format)))
-        except TypeError as error:
-            raise TypeError(f"image[{index}]: {error}") from error
-        except (ValueError, OSError) as error:
-            raise ValueError(f"image[{index}]: {error}") from error
-        image = self._crop(self._resize(image))
+    def _is_one(self, samples: Any) -> bool:
+        """Whether this is one sample, though it may be something that can be iterated over."""
+        if isinstance(samples, np.ndarray | Tensor):
+            return samples.dtype != object and samples.ndim != 4
+        return isinstance(samples, str | PathLike | bytes | dict) or hasattr(samples, "getbands")
+
+    def _decode(self, sample: Any, data_format: DataFormat | None) -> Tensor:
+        """One sample of any kind to values of 0..1 `(channels, height, width)`, in the size it came with."""
+        return self._to_channels(self._to_unit_range(self._to_array(sample, data_format)))
+
+    def _normalize(self, image: Tensor) -> Tensor:
         mean, std = (torch.tensor(value).reshape(-1, 1, 1) for value in (self.image_mean, self.image_std))
         return (image - mean) / std
 
     def _to_array(self, sample: Any, data_format: DataFormat | None) -> np.ndarray:
         """Decode to an array `(channels, height, width)` with the values it came with."""
-        if isinstance(sample, dict):
-            sample = sample.get("bytes") or sample.get("path")
-        if isinstance(sample, str | Path | bytes):
+        sample = file_of(sample)
+        if isinstance(sample, str | PathLike | bytes):
             sample = _open(sample)
         if hasattr(sample, "getbands"):  # a PIL image, without importing PIL to ask
             return _pil_to_array(sample)
         if isinstance(sample, Tensor):
-            sample = sample.detach().cpu().numpy()
+            sample = sample.detach().cpu()
+            sample = (sample.float() if sample.dtype == torch.bfloat16 else sample).numpy()  # which numpy has not
         if not isinstance(sample, np.ndarray):
             raise TypeError(
                 f"An image must be a path, bytes, PIL image, numpy array or torch tensor, got {type(sample).__name__}."
             )
-        return self._channels_first(sample, data_format)
+        # In the byte order of this machine, which files need not have
+        return self._channels_first(sample.astype(sample.dtype.newbyteorder("="), copy=False), data_format)
 
     def _channels_first(self, array: np.ndarray, data_format: DataFormat | None) -> np.ndarray:
         if array.size == 0:
@@ -225,16 +239,17 @@ class ImageProcessor(ModalityProcessor):
         if self.size is None:
             return image
         height, width = image.shape[1:]
-        if isinstance(self.size, int):
-            shorter = min(height, width)  # the other side is rounded down, as torchvision does
-            size = [self.size * height // shorter, self.size * width // shorter]
-        else:
-            size = list(self.size)
+        size = self._scaled(height, width, self.size) if isinstance(self.size, int) else list(self.size)
         if size == [height, width]:
             return image
         antialias = self.interpolation != "nearest-exact"
         resized = functional.interpolate(image[None], size=size, mode=self.interpolation, antialias=antialias)[0]
         return resized.clamp(0, 1)  # bicubic overshoots at edges
+
+    def _scaled(self, height: int, width: int, size: int) -> list[int]:
+        """Height and width of an image of this shape, with its aspect, after resizing to one number."""
+        shorter = min(height, width)  # the other side is rounded down, as torchvision does
+        return [size * height // shorter, size * width // shorter]
 
     def _crop(self, image: Tensor) -> Tensor:
         if self.crop_size is None:
@@ -254,25 +269,64 @@ class ImageProcessor(ModalityProcessor):
         return [random.integers(0, 256, size=(self.num_channels, *size), dtype=np.uint8) for size in sizes]
 
 
-def _open(source: str | Path | bytes) -> Any:
+def file_of(sample: Any) -> Any:
+    """The bytes or the path in a `{"path", "bytes"}` dict of `datasets`; any other sample as it is."""
+    return sample.get("bytes") or sample.get("path") if isinstance(sample, dict) else sample
+
+
+def first_bytes(sample: Any, count: int) -> bytes:
+    """How a file begins, by which its format can be told; nothing for a sample that is no path and no bytes.
+
+    Args:
+        sample: Any.
+        count: How many bytes at most.
+
+    Raises:
+        OSError: There is no such file.
+    """
+    if isinstance(sample, bytes):
+        return sample[:count]
+    if not isinstance(sample, str | PathLike):
+        return b""
+    with open(sample, "rb") as file:
+        return file.read(count)
+
+
+def check_range(name: str, value: Any) -> None:
+    """Refuse what is no pair of finite numbers, the lower one first.
+
+    Args:
+        name: Of the setting.
+        value: The setting.
+    """
+    numbers = list(value) if isinstance(value, list | tuple) else []
+    if len(numbers) != 2 or not all(isinstance(each, int | float) for each in numbers):
+        raise ValueError(f"{name} must be two numbers, the lowest and the highest value, got {value!r}.")
+    if not np.isfinite(numbers).all() or numbers[0] >= numbers[1]:
+        raise ValueError(f"{name} must be finite, the lower value first, got {value!r}.")
+
+
+def _open(source: str | PathLike | bytes) -> Any:
     """A PIL image from a file or its bytes, turned upright by its EXIF orientation."""
     try:
         from PIL import Image, ImageOps
     except ImportError as error:
         raise ImportError('Reading image files needs Pillow: pip install "meta_transformer[image]"') from error
-    image = Image.open(BytesIO(source) if isinstance(source, bytes) else source)
-    return ImageOps.exif_transpose(image)
+    try:
+        image = Image.open(BytesIO(source) if isinstance(source, bytes) else source)
+        return ImageOps.exif_transpose(image)
+    except (SyntaxError, EOFError, IndexError, KeyError, struct.error) as error:  # of damaged files, by format
+        raise ValueError(f"the file is damaged: {error}") from error
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{error} Shrink the image first, or raise PIL.Image.MAX_IMAGE_PIXELS.") from error
 
 
 def _pil_to_array(image: Any) -> np.ndarray:
-    """Channels-first array of a PIL image; 16-bit images keep their depth."""
-    if image.mode.startswith("I"):  # PIL's name for 16-bit greyscale, in one of several widths
+    """Channels-first array of a PIL image; greyscale of more than 8 bits keeps its depth."""
+    if image.mode.startswith("I"):  # PIL's name for integers of 16 or 32 bits
         array = np.asarray(image)
-        if array.min() < 0 or array.max() > np.iinfo(np.uint16).max:
-            raise ValueError(
-                f"a PIL image of mode {image.mode!r} must hold 0..65535, got {array.min()}..{array.max()}."
-            )
-        return array.astype(np.uint16)[None]
+        fits = array.size == 0 or (array.min() >= 0 and array.max() <= np.iinfo(np.uint16).max)
+        return array.astype(np.uint16 if fits else np.int32)[None]
     if image.mode in ("1", "LA"):
         image = image.convert("L")
     elif image.mode not in ("L", "RGB", "RGBA", "F"):

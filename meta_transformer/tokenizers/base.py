@@ -39,6 +39,9 @@ class ModalityTokenizer(nn.Module):
 
     config_class: ClassVar[type[TokenizerConfig]] = TokenizerConfig
 
+    # Inputs of `forward` that a model in half precision does not cast to its own type, such as coordinates.
+    full_precision_inputs: ClassVar[frozenset[str]] = frozenset()
+
     def __init__(self, config: TokenizerConfig, hidden_size: int) -> None:
         super().__init__()
         self.config = config
@@ -64,6 +67,9 @@ class ModalityTokenizer(nn.Module):
             ValueError: They cannot be adapted to `target`.
         """
         return {}
+
+    def apply_freezing(self) -> None:
+        """Freeze the parameters that the configuration says are not trained; called after loading too."""
 
     def init_parameters(self, std: float) -> None:
         """Initialise the parameters and buffers that are this module's own, not those of modules inside it.

@@ -1,4 +1,4 @@
-"""Images to tokens: one linear projection of each patch, plus a position learned for its place.
+"""Images to tokens: a projection of each patch, plus a position learned for its place.
 
 Arrives: `pixel_values` `(batch, channels, height, width)` and, for images of different size, `pixel_mask`
 `(batch, height, width)`. Leaves: `(batch, rows * columns, hidden)` in row-major order, with a mask if there was one.
@@ -6,10 +6,13 @@ Arrives: `pixel_values` `(batch, channels, height, width)` and, for images of di
 ViT (Dosovitskiy et al. 2021, equation 1). Different from the original, and from Meta-Transformer: any height and width.
 An image whose sides are no multiples of the patch is padded with zeros at the bottom and on the right; the position
 table is resampled to each image's own grid, so that an image gets the same tokens alone and in a ragged batch.
+
+On request a stack of convolutions makes the patches (Xiao et al. 2021), see `ConvolutionalStem`: on a frozen trunk that
+was not trained for the images at hand, one linear projection is little.
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from huggingface_hub.dataclasses import strict
@@ -19,8 +22,9 @@ from transformers import initialization as init
 
 from ..sequence import GridLayout, TokenSequence
 from .base import ModalityTokenizer, TokenizerConfig, pair
+from .stem import ConvolutionalStem
 
-__all__ = ["ImageTokenizer", "ImageTokenizerConfig"]
+__all__ = ["ImageTokenizer", "ImageTokenizerConfig", "PatchTokenizer"]
 
 
 @strict
@@ -34,12 +38,18 @@ class ImageTokenizerConfig(TokenizerConfig):
         image_size: Height and width in pixels for which positions are learned. Images of any other size get positions
             resampled from these.
         patch_bias: Whether the projection of patches has a bias; CLIP's has none.
+        patch_embedding: `"linear"`, one projection of the pixels of a patch, which pretrained weights have; or
+            `"convolutional"`, 3x3 convolutions that halve the image until a patch is one position, for patches whose
+            sides are powers of two.
+        stem_depth: Convolutions at each resolution of a convolutional stem. More of them see more before the trunk.
     """
 
     num_channels: int = 3
     patch_size: int | list[int] = 16
     image_size: int | list[int] = 224
     patch_bias: bool = True
+    patch_embedding: Literal["linear", "convolutional"] = "linear"
+    stem_depth: int = 1
 
     def validate_sizes(self) -> None:
         for name in ("patch_size", "image_size"):
@@ -51,14 +61,32 @@ class ImageTokenizerConfig(TokenizerConfig):
         if any(size < patch for size, patch in zip(pair(self.image_size), pair(self.patch_size), strict=True)):
             raise ValueError(f"image_size {self.image_size} is smaller than patch_size {self.patch_size}.")
 
+    def validate_patch_embedding(self) -> None:
+        if self.stem_depth < 1 or (self.stem_depth > 1 and self.patch_embedding == "linear"):
+            raise ValueError(
+                f"stem_depth must be at least 1, and 1 without patch_embedding 'convolutional', got {self.stem_depth}."
+            )
+        sides = pair(self.patch_size)
+        if self.patch_embedding == "convolutional" and (any(side & (side - 1) for side in sides) or max(sides) < 2):
+            raise ValueError(
+                f"patch_embedding 'convolutional' needs a patch_size of powers of two such as 8 or 16, got "
+                f"{self.patch_size}."
+            )
+
 
 def _grid(config: ImageTokenizerConfig) -> list[int]:
     """Rows and columns of patches for which positions are learned."""
     return [size // patch for size, patch in zip(pair(config.image_size), pair(config.patch_size), strict=True)]
 
 
-class ImageTokenizer(ModalityTokenizer):
-    """Patch projection with learned, resampled positions; see the module's description."""
+class PatchTokenizer(ModalityTokenizer):
+    """Patch projection with learned, resampled positions, for images of every kind; see the module's description.
+
+    A modality is a subclass: `input_prefix` is what the names of its tensors begin with, and its `forward` has those
+    names and calls `tokenize_images`.
+    """
+
+    input_prefix: ClassVar[str] = "pixel"
 
     config_class: ClassVar[type[TokenizerConfig]] = ImageTokenizerConfig
 
@@ -68,9 +96,14 @@ class ImageTokenizer(ModalityTokenizer):
         super().__init__(config, hidden_size)
         self.patch_size = pair(config.patch_size)
         self.position_grid = tuple(_grid(config))
-        self.projection = nn.Conv2d(
-            config.num_channels, hidden_size, self.patch_size, stride=self.patch_size, bias=config.patch_bias
-        )
+        if config.patch_embedding == "convolutional":
+            self.stem = ConvolutionalStem(config.num_channels, hidden_size, self.patch_size, config.stem_depth)
+            self.projection = nn.Conv2d(hidden_size, hidden_size, 1, bias=config.patch_bias)
+        else:
+            self.stem = None
+            self.projection = nn.Conv2d(
+                config.num_channels, hidden_size, self.patch_size, stride=self.patch_size, bias=config.patch_bias
+            )
         self.positions = nn.Parameter(torch.zeros(1, self.position_grid[0] * self.position_grid[1], hidden_size))
 
     def init_parameters(self, std: float) -> None:
@@ -82,8 +115,11 @@ class ImageTokenizer(ModalityTokenizer):
 
         Another number of channels than the source's 3: the response to their mean stays. Another patch size:
         pseudo-inverse resizing (FlexiViT, Beyer et al. 2023, section 3.4). Another grid: bicubic interpolation of the
-        positions. A bias that the source lacks is zero.
+        positions. A bias that the source lacks is zero. A convolutional stem takes over nothing: it has no such
+        weights.
         """
+        if target.patch_embedding != "linear":
+            return {}
         if source == target:
             return dict(weights)
         if source.patch_bias and not target.patch_bias:
@@ -111,13 +147,13 @@ class ImageTokenizer(ModalityTokenizer):
             adapted["projection.bias"] = weights.get("projection.bias", torch.zeros(len(patches), dtype=patches.dtype))
         return adapted
 
-    def forward(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> TokenSequence:
+    def tokenize_images(self, values: Tensor, mask: Tensor | None = None) -> TokenSequence:
         """Tokenize a batch of images.
 
         Args:
-            pixel_values: `(batch, channels, height, width)`, normalised.
-            pixel_mask: `(batch, height, width)`, true in the rectangle at the top left that the image fills; `None`
-                when all images fill the tensor.
+            values: `(batch, channels, height, width)`, normalised.
+            mask: `(batch, height, width)`, true in the rectangle at the top left that the image fills; `None` when all
+                images fill the tensor.
 
         Returns:
             `(batch, rows * columns, hidden)` with a `GridLayout` of the padded batch.
@@ -125,31 +161,38 @@ class ImageTokenizer(ModalityTokenizer):
         Raises:
             ValueError: Not four dimensions, or another number of channels than the tokenizer was made for.
         """
-        if pixel_values.dim() != 4 or pixel_values.shape[1] != self.config.num_channels:
-            raise ValueError(
-                f"pixel_values must have shape (batch, {self.config.num_channels}, height, width), got "
-                f"{tuple(pixel_values.shape)}. Convert the images with ImageProcessor(num_channels="
-                f"{self.config.num_channels}), or make the tokenizer with num_channels of your images."
-            )
-        if pixel_mask is not None and pixel_mask.shape != (pixel_values.shape[0], *pixel_values.shape[2:]):
-            raise ValueError(
-                f"pixel_mask must have shape (batch, height, width) of pixel_values {tuple(pixel_values.shape)}, got "
-                f"{tuple(pixel_mask.shape)}."
-            )
-        if pixel_mask is not None:
-            pixel_values = pixel_values.masked_fill(~pixel_mask[:, None].bool(), 0)
-        height, width = pixel_values.shape[-2:]
+        self._check(values, mask)
+        if mask is not None:
+            values = values.masked_fill(~mask[:, None].bool(), 0)
+        height, width = values.shape[-2:]
         padding = (0, -width % self.patch_size[1], 0, -height % self.patch_size[0])
-        patches = self.projection(functional.pad(pixel_values, padding))
+        values, patch_mask = functional.pad(values, padding), None
+        if mask is not None:
+            patch_mask = functional.max_pool2d(
+                functional.pad(mask.to(values.dtype), padding)[:, None], self.patch_size, stride=self.patch_size
+            )[:, 0].bool()
+        patches = self.projection(values if self.stem is None else self.stem(values, patch_mask))
         grid = (patches.shape[2], patches.shape[3])
         tokens = patches.flatten(2).transpose(1, 2)
         layout = GridLayout(grid, self.patch_size, self.patch_size)
-        if pixel_mask is None:
+        if patch_mask is None:
             return TokenSequence(tokens + self._positions(grid), layout=layout)
-        mask = functional.max_pool2d(
-            functional.pad(pixel_mask.to(tokens.dtype), padding)[:, None], self.patch_size, stride=self.patch_size
-        )[:, 0].bool()
-        return TokenSequence(tokens + self._ragged_positions(mask), mask.flatten(1), layout)
+        return TokenSequence(tokens + self._ragged_positions(patch_mask), patch_mask.flatten(1), layout)
+
+    def _check(self, values: Tensor, mask: Tensor | None) -> None:
+        name = f"{self.input_prefix}_values"
+        if values.dim() != 4 or values.shape[1] != self.config.num_channels:
+            processor = type(self).__name__.replace("Tokenizer", "Processor")
+            raise ValueError(
+                f"{name} must have shape (batch, {self.config.num_channels}, height, width), got "
+                f"{tuple(values.shape)}. Convert the images with {processor}(num_channels="
+                f"{self.config.num_channels}), or make the tokenizer with num_channels of your images."
+            )
+        if mask is not None and mask.shape != (values.shape[0], *values.shape[2:]):
+            raise ValueError(
+                f"{self.input_prefix}_mask must have shape (batch, height, width) of {name} {tuple(values.shape)}, got "
+                f"{tuple(mask.shape)}."
+            )
 
     def _positions(self, grid: tuple[int, int]) -> Tensor:
         """The position table on a grid of `(rows, columns)`, as `(1, rows * columns, hidden)`."""
@@ -174,3 +217,11 @@ class ImageTokenizer(ModalityTokenizer):
             fitted = functional.pad(table, (0, 0, 0, mask.shape[2] - columns, 0, mask.shape[1] - rows))
             positions = torch.where(same[:, None, None, None], fitted, positions)
         return positions.flatten(1, 2)
+
+
+class ImageTokenizer(PatchTokenizer):
+    """Tokens of images, see `PatchTokenizer`."""
+
+    def forward(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> TokenSequence:
+        """`tokenize_images`, of `pixel_values` `(batch, channels, height, width)` and their `pixel_mask`."""
+        return self.tokenize_images(pixel_values, pixel_mask)

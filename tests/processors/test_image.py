@@ -7,12 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
 from PIL import Image
 from sklearn.datasets import load_sample_images
 from torch.testing import assert_close
 from torchvision.transforms import v2
 
 from meta_transformer.processors.image import ImageProcessor
+from tests.support.fuzz import finite_or_refused
 
 RANDOM = np.random.default_rng(0)
 COLOUR = RANDOM.integers(0, 256, size=(20, 30, 3), dtype=np.uint8)
@@ -175,3 +179,67 @@ def test_something_else_is_refused():
 def test_means_must_fit_the_channels():
     with pytest.raises(ValueError, match="image_mean"):
         ImageProcessor(num_channels=1, image_mean=[0.5, 0.5, 0.5])
+
+
+def test_the_byte_order_of_an_array_does_not_matter():
+    processor, deep = ImageProcessor(num_channels=1), RANDOM.integers(0, 65536, size=(9, 7), dtype=np.uint16)
+    assert_close(values(processor, deep.astype(">u2")), values(processor, deep))
+
+
+def test_tensors_of_bfloat16_are_taken(raw):
+    image = torch.rand(3, 9, 7).bfloat16()
+    assert_close(values(raw, image), image.float())
+
+
+def test_an_image_of_too_many_pixels_is_refused(monkeypatch):
+    data = encoded(Image.fromarray(COLOUR))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(ValueError, match=r"image\[0\].*Shrink the image first"):
+        ImageProcessor()(data)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"size": 0},
+        {"size": 2.5},
+        {"size": [1, 2, 3]},
+        {"crop_size": []},
+        {"num_channels": 1.0},
+        {"image_std": float("nan")},
+        {"image_mean": float("inf")},
+        {"float_range": [1.0, 0.0]},
+        {"float_range": [0.0]},
+        {"interpolation": "cubic"},
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(options):
+    with pytest.raises(ValueError, match=f"{next(iter(options))} must be"):
+        ImageProcessor(**options)
+
+
+PNG, JPEG = (encoded(Image.fromarray(COLOUR), kind) for kind in ("PNG", "JPEG"))
+DAMAGED = st.tuples(st.sampled_from([PNG, JPEG]), st.integers(0, 900), st.binary(max_size=3)).map(
+    lambda parts: parts[0][: parts[1]] + parts[2] + parts[0][parts[1] + len(parts[2]) :]
+)
+ANY = st.one_of(
+    st.sampled_from(["u1", "u2", ">u2", "i2", "f2", "f4", "f8", "c8", "?", "U1"]).flatmap(
+        lambda dtype: arrays.arrays(dtype, arrays.array_shapes(min_dims=0, max_dims=5, min_side=0, max_side=9))
+    ),
+    DAMAGED,
+    st.none() | st.integers() | st.floats() | st.text(max_size=8) | st.binary(max_size=40),
+    st.dictionaries(st.sampled_from(["bytes", "path"]), st.none() | st.text(max_size=3) | DAMAGED, max_size=2),
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    samples=st.one_of(ANY, st.lists(ANY, max_size=3)),
+    channels=st.sampled_from([1, 3, 5]),
+    size=st.sampled_from([None, 5, [3, 7]]),
+    crop_size=st.sampled_from([None, 4]),
+    order=st.sampled_from([None, "channels_first", "channels_last", "other"]),
+)
+def test_any_input_gives_finite_values_or_a_sentence(samples, channels, size, crop_size, order):
+    processor = ImageProcessor(num_channels=channels, size=size, crop_size=crop_size)
+    finite_or_refused(lambda: processor(samples, input_data_format=order))

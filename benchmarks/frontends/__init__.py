@@ -1,0 +1,1 @@
+"""Measurements of what turns raw data into tokens, each beside a named peer."""

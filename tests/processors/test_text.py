@@ -1,0 +1,443 @@
+"""Text processor: against transformers' own tokenizers, UTF-8 and a loop over windows, on real sentences."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models
+from transformers import (
+    BertTokenizer,
+    ByT5Tokenizer,
+    CanineTokenizer,
+    CLIPTokenizer,
+    GPT2Tokenizer,
+    PreTrainedTokenizerBase,
+    pipeline,
+)
+
+from meta_transformer import MetaTransformerConfig, MetaTransformerForClassification, MetaTransformerProcessor
+from meta_transformer.processors.text import TextProcessor, pool_windows
+from tests.support.fuzz import finite_or_refused
+
+ODD = ["", " ", "Ünïcödé 日本語 🙂", "tab\tand\nline", "UPPER lower", "a\0b", "x" * 300]
+
+
+@pytest.fixture(scope="module")
+def sentences() -> list[str]:
+    """Sentences of reviews, or generated ones where there is no data."""
+    data = os.environ.get("META_TRANSFORMER_DATA")
+    if data:
+        return pd.read_csv(Path(data) / "text/sst2/data.csv", nrows=300)["text"].tolist()
+    random = np.random.default_rng(0)
+    words = ["good", "bad", "film", "the", "is", "never", "quite", "funny", "naïve"]
+    return [" ".join(random.choice(words, size=random.integers(1, 30))) for _ in range(300)]
+
+
+@pytest.fixture(scope="module")
+def trained(sentences: list[str]) -> TextProcessor:
+    return TextProcessor.train_from_iterator(iter(sentences), vocab_size=400)
+
+
+def bert() -> BertTokenizer:
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "film", "is", "good", "un", "##funny", "!", "a"]
+    return BertTokenizer(vocab={word: index for index, word in enumerate(words)})
+
+
+def clip() -> CLIPTokenizer:
+    characters = [chr(code) for code in range(33, 127)]
+    words = ["<|startoftext|>", "<|endoftext|>", *characters, *(f"{each}</w>" for each in characters), "th", "the</w>"]
+    vocabulary = {word: index for index, word in enumerate(words)}
+    return CLIPTokenizer(vocab=vocabulary, merges=[("t", "h"), ("th", "e</w>")])
+
+
+def rows(processor: TextProcessor, samples: object) -> list[list[int]]:
+    """The ids of each sample without padding."""
+    batch = processor(samples)
+    mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"], dtype=torch.bool))
+    return [ids[real].tolist() for ids, real in zip(batch["input_ids"], mask, strict=True)]
+
+
+def restored(processor: TextProcessor, folder: Path) -> TextProcessor:
+    """The processor as saved and loaded with others."""
+    MetaTransformerProcessor(text=processor).save_pretrained(folder)
+    return MetaTransformerProcessor.from_pretrained(folder).text
+
+
+def test_by_default_tokens_are_the_bytes_of_utf_8_and_an_end(sentences: list[str]) -> None:
+    texts = [*sentences[:20], *ODD]
+    assert rows(TextProcessor(), texts) == [[byte + 3 for byte in text.encode()] + [1] for text in texts]
+
+
+@pytest.mark.parametrize("make", [bert, clip])
+def test_ids_are_those_of_the_tokenizer(make: object, sentences: list[str]) -> None:
+    texts = [*sentences[:20], *ODD]
+    assert rows(TextProcessor(tokenizer=make()), texts) == make()(texts)["input_ids"]
+
+
+def test_a_folder_is_loaded_as_autotokenizer_loads_it(tmp_path: Path) -> None:
+    bert().save_pretrained(tmp_path)
+    for folder in (tmp_path, str(tmp_path)):
+        assert rows(TextProcessor(tokenizer=folder), "The film!") == [bert()("The film!")["input_ids"]]
+
+
+def test_a_tokenizer_of_the_library_tokenizers_is_taken(sentences: list[str]) -> None:
+    raw = clip().backend_tokenizer
+    assert rows(TextProcessor(tokenizer=raw), sentences[:5]) == [each.ids for each in raw.encode_batch(sentences[:5])]
+
+
+def test_texts_of_different_length_are_padded_and_masked() -> None:
+    batch = TextProcessor()(["ab", "a", ""])
+    assert batch["input_ids"].tolist() == [[100, 101, 1], [100, 1, 0], [1, 0, 0]]
+    assert batch["attention_mask"].tolist() == [[True, True, True], [True, True, False], [True, False, False]]
+    assert (batch["input_ids"].dtype, batch["attention_mask"].dtype) == (torch.int64, torch.bool)
+
+
+def test_texts_of_equal_length_have_no_mask() -> None:
+    assert list(TextProcessor()(["abc", "xyz"])) == ["input_ids"]
+    assert list(TextProcessor()("abc")) == ["input_ids"]
+
+
+def test_all_containers_of_texts_are_taken(sentences: list[str]) -> None:
+    from datasets import Dataset
+
+    texts = sentences[:5]
+    column = Dataset.from_dict({"text": texts})["text"]
+    expected = rows(TextProcessor(), texts)
+    for samples in (tuple(texts), column, pd.Series(texts), np.array(texts), np.array(texts, object), iter(texts)):
+        assert rows(TextProcessor(), samples) == expected
+
+
+def test_token_ids_are_taken_as_they_are(trained: TextProcessor, sentences: list[str]) -> None:
+    expected = rows(trained, sentences[:3])
+    arrays = [np.array(ids) for ids in expected]
+    for samples in (
+        expected,
+        arrays,
+        [torch.tensor(ids, dtype=torch.int32) for ids in expected],
+        [*arrays[:1], *expected[1:]],
+    ):
+        assert rows(trained, samples) == expected
+    assert (
+        rows(trained, expected[0])
+        == rows(trained, arrays[0])
+        == rows(trained, torch.tensor(expected[0]))
+        == expected[:1]
+    )
+    square = [ids[:3] for ids in expected]
+    assert rows(trained, np.array(square)) == rows(trained, torch.tensor(square)) == square
+
+
+def test_texts_and_ids_may_be_mixed() -> None:
+    assert rows(TextProcessor(), ["ab", [100, 101, 1], np.array([], int)]) == [[100, 101, 1], [100, 101, 1], [1]]
+
+
+def test_an_empty_text_is_the_special_tokens_or_else_one_end_token() -> None:
+    assert rows(TextProcessor(tokenizer=bert()), "") == [[2, 3]]
+    gpt2 = GPT2Tokenizer(vocab={"<|endoftext|>": 0, "a": 1, "b": 2}, merges=[])
+    assert rows(TextProcessor(tokenizer=gpt2), ["", "ab"]) == [[0], [1, 2]]
+
+
+def test_an_empty_text_without_any_special_token_is_refused() -> None:
+    bare = Tokenizer(models.BPE({"a": 0, "b": 1}, []))
+    with pytest.raises(ValueError, match="no end token to stand for it; leave the text out"):
+        TextProcessor(tokenizer=bare)(["ab", ""])
+
+
+# Trained tokenizers
+
+
+def test_a_trained_tokenizer_loses_nothing(trained: TextProcessor, sentences: list[str]) -> None:
+    for text, ids in zip([*sentences[:20], *ODD], rows(trained, [*sentences[:20], *ODD]), strict=True):
+        decoded = trained.tokenizer.decode(ids, skip_special_tokens=True)
+        assert decoded.removeprefix(" ") == text.removeprefix(" ")
+
+
+def test_a_trained_tokenizer_is_shorter_than_bytes_and_ends_with_its_end(
+    trained: TextProcessor, sentences: list[str]
+) -> None:
+    ours, bytewise = (sum(map(len, rows(each, sentences))) for each in (trained, TextProcessor()))
+    assert ours < 0.8 * bytewise
+    assert {ids[-1] for ids in rows(trained, sentences)} == {trained.tokenizer.eos_token_id}
+
+
+def test_training_is_repeatable_and_keeps_to_the_size(sentences: list[str]) -> None:
+    first, again = (TextProcessor.train_from_iterator(sentences, vocab_size=500, max_length=9) for _ in range(2))
+    assert first.to_dict() == again.to_dict()
+    assert first.tokenizer_config() == {"vocab_size": 500}
+    assert first.max_length == 9
+    assert TextProcessor.train_from_iterator(["a b"], vocab_size=9999).tokenizer_config()["vocab_size"] < 300
+
+
+@pytest.mark.parametrize(
+    ("texts", "size", "error", "message"),
+    [
+        ([], 300, ValueError, "no texts to train on"),
+        ("one text", 300, TypeError, "got one string"),
+        (["a", None], 300, TypeError, r"texts\[1\] must be a string, got NoneType"),
+        (["a"], 257, ValueError, "at least 258, got 257"),
+        (["a"], 1e4, ValueError, "must be an integer"),
+    ],
+)
+def test_what_cannot_be_trained_on_is_refused(texts: object, size: int, error: type, message: str) -> None:
+    with pytest.raises(error, match=message):
+        TextProcessor.train_from_iterator(texts, vocab_size=size)
+
+
+# Saving
+
+
+@pytest.mark.parametrize("make", [ByT5Tokenizer, bert, clip], ids=["bytes", "bert", "clip"])
+def test_a_tokenizer_survives_json(make: object, tmp_path: Path) -> None:
+    processor = TextProcessor(tokenizer=make(), max_length=40, long_text="error")
+    again = restored(processor, tmp_path)
+    assert again.to_dict() == processor.to_dict()
+    assert (again.max_length, again.long_text) == (40, "error")
+    texts = [text for text in ODD if len(text) < 30]
+    assert rows(again, texts) == rows(processor, texts)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["processor_config.json"]
+
+
+def test_a_trained_tokenizer_loads_in_another_process_and_folder(
+    trained: TextProcessor, sentences: list[str], tmp_path: Path
+) -> None:
+    MetaTransformerProcessor(text=trained).save_pretrained(tmp_path / "here")
+    (tmp_path / "here").rename(tmp_path / "there")
+    code = (
+        "import json, sys\nfrom meta_transformer import MetaTransformerProcessor\n"
+        f"processor = MetaTransformerProcessor.from_pretrained({str(tmp_path / 'there')!r})\n"
+        f"print(json.dumps(processor(text={sentences[0]!r})['input_ids'].tolist()))"
+    )
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert json.loads(printed.stdout) == rows(trained, sentences[0])
+
+
+def test_the_state_does_not_depend_on_earlier_calls(trained: TextProcessor, sentences: list[str]) -> None:
+    before = trained.to_dict()
+    trained.tokenizer(sentences[:3], padding=True, truncation=True, max_length=4)
+    assert trained.to_dict() == before
+    assert TextProcessor(tokenizer=trained.tokenizer).to_dict() == before
+    assert rows(trained, sentences[:3]) == rows(TextProcessor.from_dict(before), sentences[:3])
+
+
+def test_a_slow_tokenizer_is_saved_by_its_name(tmp_path: Path) -> None:
+    CanineTokenizer().save_pretrained(tmp_path / "canine")
+    processor = TextProcessor(tokenizer=tmp_path / "canine")
+    assert processor.to_dict()["tokenizer"] == str(tmp_path / "canine")
+    assert rows(restored(processor, tmp_path / "saved"), "a") == [CanineTokenizer()("a")["input_ids"]]
+    with pytest.raises(ValueError, match="saved by its name, and this one has none"):
+        TextProcessor(tokenizer=CanineTokenizer())
+
+
+def test_a_name_that_cannot_be_fetched_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"Cannot load the tokenizer 'no/such/folder'.*'bytes'"):
+        TextProcessor(tokenizer="no/such/folder")
+
+
+def test_an_empty_vocabulary_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "clip"}')
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "CLIPTokenizer"}')
+    for source in (tmp_path, CLIPTokenizer(), BertTokenizer()):
+        with pytest.raises(ValueError, match="has an empty vocabulary; its files were not found"):
+            TextProcessor(tokenizer=source)
+
+
+@pytest.mark.parametrize("source", [None, 3, b"bytes", ["a"]])
+def test_what_is_no_tokenizer_is_refused(source: object) -> None:
+    with pytest.raises(TypeError, match="tokenizer must be 'bytes', a name or folder"):
+        TextProcessor(tokenizer=source)
+
+
+@pytest.mark.parametrize("state", [{}, {"json": "{", "special_tokens": {}}, {"json": "{}", "special_tokens": {}}])
+def test_a_damaged_state_is_refused(state: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="state must hold 'json'"):
+        TextProcessor(tokenizer=state)
+
+
+def test_a_tokenizer_that_does_more_than_its_json_is_refused() -> None:
+    class Reversed(BertTokenizer):
+        def __call__(self, texts: list[str], **options: object) -> object:
+            return super().__call__([text[::-1] for text in texts], **options)
+
+    with pytest.raises(ValueError, match=r"does more than its tokenizer.json says"):
+        TextProcessor(tokenizer=Reversed(vocab={**bert().get_vocab(), "fox": 13, "日": 14}))
+
+
+# Long texts
+
+
+@pytest.mark.parametrize("make", [bert, clip, ByT5Tokenizer])
+def test_truncation_is_transformers(make: object, sentences: list[str]) -> None:
+    tokenizer: PreTrainedTokenizerBase = make()
+    processor = TextProcessor(tokenizer=tokenizer, max_length=7)
+    with pytest.warns(UserWarning):
+        ours = rows(processor, sentences[:20])
+    assert ours == make()(sentences[:20], truncation=True, max_length=7)["input_ids"]
+
+
+def test_truncation_says_once_how_many_texts_it_cut() -> None:
+    with pytest.warns(UserWarning) as warned:
+        TextProcessor(max_length=4)(["abc", "abcd", "abcdef"])
+    assert [str(each.message) for each in warned] == [
+        "2 of 3 texts were cut to max_length=4 tokens, the longest of 7. windows() would keep all of them."
+    ]
+
+
+@pytest.mark.filterwarnings("error")
+def test_texts_that_fit_are_not_warned_about() -> None:
+    TextProcessor(max_length=4)(["abc", ""])
+
+
+def test_long_texts_are_refused_on_request() -> None:
+    with pytest.raises(ValueError, match=r"text\[1\]: 5 tokens are more than max_length=4; enlarge it"):
+        TextProcessor(max_length=4, long_text="error")(["abc", "abcd"])
+
+
+@pytest.mark.parametrize("stride", [0, 1, 4])
+@pytest.mark.parametrize("make", [bert, clip])
+def test_windows_are_those_of_transformers(make: object, stride: int, sentences: list[str]) -> None:
+    batch, mapping = TextProcessor(tokenizer=make(), max_length=8).windows(sentences[:20], stride=stride)
+    theirs = make()(
+        sentences[:20],
+        truncation=True,
+        max_length=8,
+        stride=stride,
+        return_overflowing_tokens=True,
+        padding=True,
+        return_tensors="pt",
+    )
+    assert torch.equal(batch["attention_mask"].long(), theirs["attention_mask"])
+    assert torch.equal(batch["input_ids"][batch["attention_mask"]], theirs["input_ids"][batch["attention_mask"]])
+    assert torch.equal(mapping, theirs["overflow_to_sample_mapping"])
+
+
+def test_windows_keep_every_byte() -> None:
+    text = "".join(chr(97 + i % 26) for i in range(100))
+    batch, mapping = TextProcessor(max_length=8).windows([text, "ab"])
+    assert mapping.tolist() == [0] * 15 + [1]
+    kept = [row[mask][:-1] - 3 for row, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
+    assert bytes(torch.cat(kept).tolist()).decode() == text + "ab"
+    assert all(row[mask][-1] == 1 for row, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True))
+
+
+def test_ids_without_special_tokens_are_cut_without() -> None:
+    batch, _ = TextProcessor(tokenizer=bert(), max_length=4).windows([[5, 6, 7, 8, 5]])
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 8], [5, 0, 0, 0]]
+
+
+def test_pooled_windows_are_the_mean_of_each_sample() -> None:
+    values = torch.randn(6, 2, 3, requires_grad=True)
+    mapping = torch.tensor([0, 0, 0, 1, 2, 2])
+    expected = torch.stack([values[mapping == index].mean(dim=0) for index in range(3)])
+    torch.testing.assert_close(pool_windows(values, mapping), expected)
+    pool_windows(values, mapping).sum().backward()
+    torch.testing.assert_close(values.grad[:, 0, 0], torch.tensor([1 / 3] * 3 + [1] + [1 / 2] * 2))
+
+
+@pytest.mark.parametrize("mapping", [[0, 1], [0.0, 0.0, 1.0], [[0, 0, 1]], [0, 2, 2]])
+def test_a_mapping_that_does_not_fit_is_refused(mapping: list) -> None:
+    with pytest.raises(ValueError, match="one integer for each of the 3 windows|Sample 1 has no window"):
+        pool_windows(torch.zeros(3, 2), torch.tensor(mapping))
+
+
+def test_windows_need_a_length_and_room() -> None:
+    with pytest.raises(ValueError, match=r"set TextProcessor\(max_length="):
+        TextProcessor().windows("abc")
+    with pytest.raises(ValueError, match=r"stride must be an integer in 0\.\.1 for this max_length, got 2"):
+        TextProcessor(tokenizer=bert(), max_length=4).windows("the film", stride=2)
+
+
+# Bad input
+
+BAD_SAMPLES = {
+    "none": (None, TypeError, "fill missing cells with ''"),
+    "nan": (float("nan"), TypeError, "got float"),
+    "bytes": (b"abc", TypeError, "got bytes"),
+    "dict": ({"text": "abc"}, TypeError, "got dict"),
+    "path": (Path("file.txt"), TypeError, "must be a string"),
+    "words": (["a", "b"], TypeError, "join words to a string"),
+    "nested ids": ([[1, 2], [3, 4]], TypeError, r"of one dimension, got int64 of shape \(2, 2\)"),
+    "ragged ids": ([[1, 2], [3]], ValueError, "inhomogeneous"),
+    "floats": ([1.0, 2.0], TypeError, "must be integers"),
+    "booleans": ([True, False], TypeError, "must be integers"),
+    "scalar": (np.array(3), TypeError, "of one dimension"),
+    "huge integer": ([2**70], TypeError, "must be integers"),
+    "unknown id": ([5, 384], ValueError, r"must lie in 0\.\.383.*got 5\.\.384"),
+    "negative id": (torch.tensor([-100, 5]), ValueError, r"must lie in 0\.\.383"),
+    "padded ids": ([100, 1, 0], ValueError, r"hold padding \(0\) at an end; give them without"),
+    "half a character": ("ab\ud800", ValueError, "half a character, '.ud800' at 2; replace"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_SAMPLES)
+def test_a_bad_sample_is_named_with_its_index_and_the_remedy(case: str) -> None:
+    sample, error, message = BAD_SAMPLES[case]
+    with pytest.raises(error, match=rf"text\[1\]: .*{message}"):
+        TextProcessor()(["abc", sample])
+
+
+@pytest.mark.parametrize(
+    ("samples", "error", "message"),
+    [
+        ([], ValueError, "text is an empty list"),
+        (3, TypeError, "got int"),
+        (None, TypeError, "got NoneType"),
+        (b"abc", TypeError, "got bytes; decode bytes"),
+        ({"text": ["abc"]}, TypeError, "got dict; .*one column"),
+        ({"b", "a"}, TypeError, "got set"),
+        (pd.DataFrame({"text": ["abc"]}), TypeError, "got DataFrame; .*one column"),
+        (np.array([1.5]), TypeError, "must be integers"),
+    ],
+)
+def test_what_holds_no_samples_is_refused(samples: object, error: type, message: str) -> None:
+    with pytest.raises(error, match=message):
+        TextProcessor()(samples)
+
+
+@pytest.mark.parametrize(
+    "options", [{"max_length": 1}, {"max_length": 8.0}, {"long_text": "windows"}, {"max_length": "8"}]
+)
+def test_settings_that_make_no_sense_are_refused(options: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(options))} must be"):
+        TextProcessor(**options)
+
+
+def test_a_processor_is_not_guessed_for_another_vocabulary() -> None:
+    assert MetaTransformerProcessor.from_config(MetaTransformerConfig.tiny(modalities=["text"])).text
+    config = MetaTransformerConfig.tiny(modalities={"text": {"vocab_size": 500}})
+    with pytest.raises(ValueError, match="vocabulary of 500 tokens does not tell which tokenizer"):
+        MetaTransformerProcessor.from_config(config)
+
+
+def test_transformers_text_pipeline_runs_with_the_processors_tokenizer(trained: TextProcessor) -> None:
+    config = MetaTransformerConfig.tiny(num_hidden_layers=1, modalities={"text": trained.tokenizer_config()})
+    model = MetaTransformerForClassification(config).eval()
+    classify = pipeline("text-classification", model=model, tokenizer=trained.tokenizer, device="cpu")
+    texts = ["a good film", "bad"]
+    scores = [each["score"] for each in classify(texts, batch_size=2)]
+    expected = model(**trained(texts)).logits.softmax(-1).max(dim=1).values
+    torch.testing.assert_close(torch.tensor(scores), expected)
+
+
+IDS = st.lists(st.integers(-2, 400) | st.integers(), max_size=6)
+VALUES = st.none() | st.integers() | st.floats() | st.booleans() | st.binary(max_size=4) | st.text(max_size=12) | IDS
+ARRAYS = st.builds(
+    lambda values, dtype: np.array(values).astype(dtype),
+    st.lists(st.integers(0, 120), max_size=5),
+    st.sampled_from(["i1", "u1", "i4", "u8", "f4", "f8", "?", "U3", "O", "c8"]),
+)
+
+
+@given(samples=VALUES | st.lists(VALUES | ARRAYS, max_size=4) | ARRAYS, max_length=st.none() | st.integers(-1, 6))
+@settings(max_examples=40, deadline=None)
+@pytest.mark.filterwarnings("ignore:.*were cut")
+def test_any_input_is_processed_or_refused_with_a_sentence(samples: object, max_length: int | None) -> None:
+    finite_or_refused(lambda: TextProcessor(max_length=max_length)(samples))
