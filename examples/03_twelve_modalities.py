@@ -89,11 +89,13 @@ def best_baseline(row: dict[str, Any]) -> float:
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
+    shown = [place for place, title in enumerate(TITLES) if title not in ("data set", "trained", "baseline")]
     table = Table(title="One frozen trunk, test splits", box=SIMPLE, padding=0)
-    for title in TITLES[:-1]:
-        table.add_column(title, justify="left" if title in TITLES[:3] else "right", no_wrap=True)
+    for place in shown:
+        table.add_column(TITLES[place], justify="left" if place < 3 else "right", no_wrap=True)
     for row in rows:
-        table.add_row(*columns(row)[:-1])
+        cells = columns(row)
+        table.add_row(*(cells[place] for place in shown))
     console.print(table)
 
 

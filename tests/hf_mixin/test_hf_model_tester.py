@@ -13,6 +13,7 @@ from transformers.models.auto import modeling_auto
 from transformers.testing_utils import torch_device
 
 from meta_transformer import MetaTransformerConfig, MetaTransformerForClassification, MetaTransformerModel
+from meta_transformer.registry import MODALITIES
 
 from .suite import load_suite
 
@@ -104,6 +105,13 @@ class OurModels(ModelTesterMixin):
     test_can_init_all_missing_weights_before_2023 = True
     # Tokenizers have no vocabulary that could grow.
     test_resize_embeddings = False
+
+    @pytest.fixture(autouse=True)
+    def _alone(self) -> Iterator[None]:
+        """Unregister text, whose `attention_mask` the mixin hands to every model whose forward could take it."""
+        modalities = {"image", *self.model_tester_class.modalities}  # images are the default of the configuration
+        with patch.object(MODALITIES, "_entries", {name: MODALITIES[name] for name in modalities}):
+            yield
 
     @pytest.fixture(autouse=True)
     def _listed(self) -> Iterator[None]:
