@@ -105,7 +105,7 @@ def write_report(rows: list[dict[str, Any]], trunk: str, folder: Path) -> None:
         "# Twelve modalities, one frozen trunk",
         "",
         f"Written by `examples/03_twelve_modalities.py`. Trunk: {trunk}.",
-        "Test splits, measured once. `card` is the baseline that the set's card quotes, `measured` the same method in",
+        "Test splits; options and epochs were chosen on validation data. `card` is the baseline that the set's card quotes, `measured` the same method in",
         "this run; `won` says whether ours is above both. `trained` counts the parameters of tokenizer and head.",
         "",
         f"| {' | '.join(TITLES)} |",
