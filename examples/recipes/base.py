@@ -14,7 +14,6 @@ from scipy.special import softmax
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import EvalPrediction, Trainer, TrainingArguments, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from meta_transformer import (
     MetaTransformerConfig,
@@ -122,6 +121,12 @@ class _RecipeTrainer(Trainer):
         return super().training_step(model, self.augment(dict(inputs)) if self.augment else inputs, *args, **kwargs)
 
 
+def last_whole_checkpoint(folder: Path) -> str | None:
+    """The newest of `Trainer`'s checkpoints that was not being written when the run was killed."""
+    whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json") if path.stat().st_size]
+    return str(max(whole, key=lambda path: int(path.name.partition("-")[2]))) if whole else None
+
+
 def nano_trunk(folder: Path) -> str:
     """A small frozen trunk, the same for all recipes: 192 wide, 4 deep, random weights, made once.
 
@@ -187,7 +192,7 @@ def train(recipe: Recipe, trunk: str, folder: Path, *, test: bool = True, epochs
         compute_metrics=lambda prediction: _scores(recipe, prediction),
     )
     trainer.augment = recipe.augment
-    checkpoint = get_last_checkpoint(folder / "trainer") if (folder / "trainer").is_dir() else None
+    checkpoint = last_whole_checkpoint(folder / "trainer")
     trainer.train(resume_from_checkpoint=checkpoint)
     row = {
         "modality": recipe.modality,
