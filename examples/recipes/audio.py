@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 import soundfile
 import torch
-from sklearn.metrics import accuracy_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
@@ -18,6 +17,7 @@ from torchaudio.transforms import MFCC
 from meta_transformer.processors.audio import AudioProcessor
 
 from .base import Recipe, Split
+from .metrics import accuracy
 
 
 def recipe(data: Path) -> Recipe:
@@ -48,11 +48,6 @@ def recipe(data: Path) -> Recipe:
         label_smoothing=0.1,
         augment=mask_spectrogram,
     )
-
-
-def accuracy(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """Share of samples whose most probable class is theirs."""
-    return float(accuracy_score(labels, probabilities.argmax(axis=1)))
 
 
 def mask_spectrogram(batch: dict[str, Tensor]) -> dict[str, Tensor]:

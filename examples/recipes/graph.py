@@ -10,6 +10,7 @@ from sklearn.ensemble import RandomForestClassifier
 from meta_transformer.processors.graph import GraphProcessor
 
 from .base import Recipe, Split
+from .metrics import accuracy
 
 FOREST_SEEDS = 5  # the test split is small, so the forest's score moves by a few samples from seed to seed
 
@@ -46,11 +47,6 @@ def recipe(data: Path) -> Recipe:
         weight_decay=0.05,
         label_smoothing=0.1,
     )
-
-
-def accuracy(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """Share of samples whose most probable class is theirs."""
-    return float((probabilities.argmax(axis=1) == labels).mean())
 
 
 def read_graphs(path: Path) -> tuple[list[dict], list[int]]:

@@ -22,6 +22,7 @@ from meta_transformer.processors.hyperspectral import HyperspectralProcessor
 from meta_transformer.scenes import patches_of
 
 from .base import Recipe, Split
+from .metrics import accuracy
 
 WINDOW = 9
 
@@ -61,7 +62,7 @@ def recipe(data: Path) -> Recipe:
         test=splits["test"],
         processor=HyperspectralProcessor().fit(spectra["train"]),
         metric="overall accuracy",
-        score=lambda labels, probabilities: accuracy_score(labels, probabilities.argmax(axis=1)),
+        score=accuracy,
         card=("spectral SVM", 0.8494),
         baseline=svm,
         classes=table.groupby("class")["name"].first().tolist(),

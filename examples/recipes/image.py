@@ -6,13 +6,13 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
-from sklearn.metrics import accuracy_score
 from torch import Tensor
 from torch.nn import functional
 
 from meta_transformer.processors.image import ImageProcessor
 
 from .base import Recipe, Split
+from .metrics import accuracy
 
 
 def recipe(data: Path) -> Recipe:
@@ -43,11 +43,6 @@ def recipe(data: Path) -> Recipe:
         label_smoothing=0.1,
         augment=crop_and_mirror,
     )
-
-
-def accuracy(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """Share of samples whose most probable class is theirs."""
-    return float(accuracy_score(labels, probabilities.argmax(axis=1)))
 
 
 def crop_and_mirror(batch: dict[str, Tensor]) -> dict[str, Tensor]:

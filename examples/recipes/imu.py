@@ -11,12 +11,12 @@ import numpy as np
 import pandas as pd
 import torch
 from sklearn.ensemble import RandomForestClassifier
-from sklearn.metrics import f1_score
 from torch import Tensor
 
 from meta_transformer.processors.imu import ImuProcessor
 
 from .base import Recipe, Split
+from .metrics import macro_f1
 
 RATE = 100  # Hz, by the card; the times are those of delivery, and jump
 COLUMNS = ["x_acc", "y_acc", "z_acc", "x_gyro", "y_gyro", "z_gyro"]
@@ -54,11 +54,6 @@ def recipe(data: Path, device: str = "sp") -> Recipe:
         weight_decay=0.05,
         augment=disturb,
     )
-
-
-def macro_f1(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """Mean over the classes of the harmonic mean of precision and recall."""
-    return float(f1_score(labels, probabilities.argmax(axis=1), average="macro"))
 
 
 def disturb(batch: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from meta_transformer.processors.infrared import InfraredProcessor
 
 from .base import Recipe, Split
 from .image import mirrored, shifted
+from .metrics import macro_f1
 
 
 def recipe(data: Path) -> Recipe:
@@ -47,11 +48,6 @@ def recipe(data: Path) -> Recipe:
         label_smoothing=0.1,
         augment=mirror_both_ways,
     )
-
-
-def macro_f1(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """Mean over the classes of the harmonic mean of precision and recall."""
-    return float(f1_score(labels, probabilities.argmax(axis=1), average="macro"))
 
 
 def mirror_both_ways(batch: dict[str, Tensor]) -> dict[str, Tensor]:

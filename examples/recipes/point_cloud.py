@@ -12,6 +12,7 @@ from torch import Tensor
 from meta_transformer.processors.point_cloud import PointCloudProcessor
 
 from .base import Recipe, Split
+from .metrics import accuracy
 
 CLASSES = ["building", "car", "fence", "pole", "tree"]
 
@@ -46,11 +47,6 @@ def recipe(data: Path) -> Recipe:
         batch_size=32,
         augment=augment,
     )
-
-
-def accuracy(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """Share of the samples whose most probable class is the right one."""
-    return float((probabilities.argmax(axis=1) == labels).mean())
 
 
 def augment(batch: dict[str, Tensor]) -> dict[str, Tensor]:

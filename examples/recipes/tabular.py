@@ -7,13 +7,13 @@ import numpy as np
 import pandas as pd
 from sklearn.compose import make_column_selector, make_column_transformer
 from sklearn.ensemble import HistGradientBoostingClassifier
-from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OrdinalEncoder
 
 from meta_transformer.processors.tabular import TabularProcessor
 
 from .base import Recipe, Split
+from .metrics import area_under_curve
 
 
 def recipe(data: Path) -> Recipe:
@@ -39,11 +39,6 @@ def recipe(data: Path) -> Recipe:
         learning_rate=1e-3,
         batch_size=128,
     )
-
-
-def area_under_curve(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """Of the receiver operating characteristic of the second of two classes."""
-    return float(roc_auc_score(labels, probabilities[:, 1]))
 
 
 def _boosting(parts: dict[str, pd.DataFrame], labels: dict[str, list[int]]) -> float:

@@ -13,6 +13,7 @@ from torch import Tensor
 from meta_transformer.processors.text import TextProcessor
 
 from .base import Recipe, Split
+from .metrics import accuracy
 
 DATASET = "text/sst2"
 CLASSES = ["negative", "positive"]
@@ -34,7 +35,7 @@ def recipe(data: Path) -> Recipe:
         test=test,
         processor=TextProcessor.train_from_iterator(train.samples, vocab_size=8000),
         metric="accuracy",
-        score=lambda labels, probabilities: accuracy_score(labels, probabilities.argmax(axis=1)),
+        score=accuracy,
         card=("TF-IDF + LR", 0.813),
         baseline=lambda: _baseline(train, test),
         classes=CLASSES,

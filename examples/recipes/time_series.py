@@ -16,6 +16,7 @@ from torch import Tensor
 from meta_transformer.processors.time_series import TimeSeriesProcessor
 
 from .base import Recipe, Split
+from .metrics import accuracy
 
 # Stats forests of the cards.
 CARDS = {"GunPoint": 0.907, "ItalyPowerDemand": 0.964, "ArrowHead": 0.760, "BasicMotions": 1.0, "JapaneseVowels": 0.965}
@@ -64,7 +65,7 @@ def recipe(data: Path, name: str = "JapaneseVowels") -> Recipe:
         test=Split(test, test_labels),
         processor=TimeSeriesProcessor().fit(train),
         metric="accuracy",
-        score=lambda labels, probabilities: float((probabilities.argmax(axis=1) == labels).mean()),
+        score=accuracy,
         card=("statistics, random forest", CARDS[name]),
         baseline=forest if name == "JapaneseVowels" else None,  # the other cards have other statistics
         classes=classes,

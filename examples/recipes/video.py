@@ -7,13 +7,13 @@ import numpy as np
 import pandas as pd
 import torch
 from sklearn.ensemble import RandomForestClassifier
-from sklearn.metrics import accuracy_score
 from torch import Tensor
 from torch.nn import functional
 
 from meta_transformer.processors.video import VideoProcessor
 
 from .base import Recipe, Split
+from .metrics import accuracy
 
 HEIGHT, WIDTH = 16, 24
 
@@ -48,11 +48,6 @@ def recipe(data: Path) -> Recipe:
         label_smoothing=0.1,
         augment=move,
     )
-
-
-def accuracy(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """Share of samples whose most probable class is theirs."""
-    return float(accuracy_score(labels, probabilities.argmax(axis=1)))
 
 
 def move(batch: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from meta_transformer.processors.xray import XrayProcessor
 
 from .base import Recipe, Split
 from .image import shifted
+from .metrics import area_under_curve
 
 
 def recipe(data: Path) -> Recipe:
@@ -42,11 +43,6 @@ def recipe(data: Path) -> Recipe:
         batch_size=64,
         augment=shift_and_light,
     )
-
-
-def area_under_curve(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """Of the receiver operating characteristic of the second of two classes."""
-    return float(roc_auc_score(labels, probabilities[:, 1]))
 
 
 def shift_and_light(batch: dict[str, Tensor]) -> dict[str, Tensor]:
