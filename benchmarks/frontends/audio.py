@@ -1,6 +1,5 @@
 """Log-mel features beside Kaldi's filter bank in torchaudio, which they equal."""
 
-import time
 from functools import partial
 
 import torch
@@ -9,7 +8,7 @@ from torchaudio.compliance.kaldi import fbank
 
 from meta_transformer.processors.audio import AudioProcessor
 
-from .bars import Bar
+from .bars import Bar, in_turns
 
 SECONDS, RATE, TOLERANCE = 10, 16_000, 1e-3
 
@@ -21,12 +20,7 @@ def measure(repeats: int) -> list[Bar]:
     difference = (ours() - peer()).abs().max().item()
     if difference > TOLERANCE:
         raise AssertionError(f"The features differ by {difference}.")
-    times: tuple[list[float], list[float]] = ([], [])
-    for _ in range(repeats):
-        for seconds, call in zip(times, (ours, peer), strict=True):
-            start = time.perf_counter()
-            call()
-            seconds.append(time.perf_counter() - start)
+    times = in_turns(repeats, ours, peer)
     note = f"ours is the whole processor; they differ by {difference:.0e} at most"
     return [Bar(f"{SECONDS} s at {RATE} Hz, 128 mels", "torchaudio's kaldi.fbank", *times, 1.0, note)]
 

@@ -1,9 +1,11 @@
-"""What a front end's measurement returns."""
+"""What a front end's measurement returns, and how rounds are timed."""
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Bar"]
+__all__ = ["Bar", "in_turns"]
 
 
 @dataclass(frozen=True)
@@ -15,7 +17,7 @@ class Bar:
         peer: What it is compared with.
         ours_seconds: One time for each round.
         peer_seconds: The peer's, of the same rounds.
-        needed: The ratio of the peer's time to ours that is asked for.
+        needed: The ratio of the peer's time to ours that is asked for; `None` if none is.
         note: What a reader must know to judge it.
         unit: Of what is compared: `"ms"` for seconds, which are printed as milliseconds, or `"MB"` for bytes.
     """
@@ -24,6 +26,22 @@ class Bar:
     peer: str
     ours_seconds: list[float]
     peer_seconds: list[float]
-    needed: float
+    needed: float | None
     note: str = ""
     unit: Literal["ms", "MB"] = "ms"
+
+
+def in_turns(repeats: int, *sides: Callable[[], object]) -> list[list[float]]:
+    """Seconds of each side in each round, after one round that does not count.
+
+    Each round begins with another side: load on the machine hits all alike, and nobody always comes first.
+    """
+    times: list[list[float]] = [[] for _ in sides]
+    for turn in range(repeats + 1):
+        for place in range(len(sides)):
+            side = (place + turn) % len(sides)
+            start = time.perf_counter()
+            sides[side]()
+            if turn:
+                times[side].append(time.perf_counter() - start)
+    return times

@@ -1,14 +1,12 @@
 """Patches of a hyperspectral scene beside SpectralFormer's way of making them, in time and in memory."""
 
-import time
 import tracemalloc
-from collections.abc import Callable
 
 import numpy as np
 
 from meta_transformer.scenes import Patches, patches_of
 
-from .bars import Bar
+from .bars import Bar, in_turns
 
 HEIGHT, WIDTH, BANDS = 145, 145, 200  # Indian Pines
 PIXELS, PATCH, GROUP, BATCH = 2000, 7, 3, 256
@@ -20,8 +18,8 @@ def measure(repeats: int) -> list[Bar]:
     cube = random.uniform(size=(HEIGHT, WIDTH, BANDS)).astype(np.float32)
     pixels = random.integers(0, HEIGHT, size=(PIXELS, 2))
     np.testing.assert_array_equal(gather(patches_of(cube, pixels, PATCH)), loop(cube, pixels).astype(np.float32))
-    plain = rounds(repeats, lambda: gather(patches_of(cube, pixels, PATCH)), lambda: loop(cube, pixels))
-    groups = rounds(repeats, lambda: gather(patches_of(cube, pixels, PATCH)), lambda: expand(loop(cube, pixels)))
+    plain = in_turns(repeats, lambda: gather(patches_of(cube, pixels, PATCH)), lambda: loop(cube, pixels))
+    groups = in_turns(repeats, lambda: gather(patches_of(cube, pixels, PATCH)), lambda: expand(loop(cube, pixels)))
     peaks = [float(peak_memory()) for _ in range(repeats)]
     return [
         Bar(
@@ -72,18 +70,6 @@ def expand(patches: np.ndarray) -> np.ndarray:
     for place, shift in enumerate(range(half, -half - 1, -1)):
         groups[:, place * PATCH * PATCH : (place + 1) * PATCH * PATCH] = np.roll(flat, shift, axis=2)
     return groups
-
-
-def rounds(repeats: int, ours: Callable[[], object], peer: Callable[[], object]) -> tuple[list[float], list[float]]:
-    """Seconds of both, in turns, after one round to warm up."""
-    seconds: tuple[list[float], list[float]] = ([], [])
-    for turn in range(repeats + 1):
-        for times, call in zip(seconds, (ours, peer), strict=True):
-            start = time.perf_counter()
-            call()
-            if turn:
-                times.append(time.perf_counter() - start)
-    return seconds
 
 
 def peak_memory() -> int:

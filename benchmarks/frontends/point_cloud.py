@@ -1,14 +1,11 @@
 """Farthest point sampling and grouping of points beside the PyTorch code of PointNet++ that most projects copy."""
 
-import time
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from meta_transformer.tokenizers.geometry import farthest_point_sampling, knn_groups
 
-from .bars import Bar
+from .bars import Bar, in_turns
 
 NEIGHBOURS = 32
 
@@ -31,7 +28,7 @@ def measure(repeats: int) -> list[Bar]:
         chosen = sample()
         if not torch.equal(chosen, sample_published()):
             raise AssertionError(f"Sampling {shape} gives other points than the published code.")
-        bars.append(Bar(f"sampling {shape}", "PointNet++ loop", *in_turns(sample, sample_published, repeats), 4.0))
+        bars.append(Bar(f"sampling {shape}", "PointNet++ loop", *in_turns(repeats, sample, sample_published), 4.0))
 
         centres = points.gather(1, chosen[:, :, None].expand(-1, -1, 3))
 
@@ -42,21 +39,9 @@ def measure(repeats: int) -> list[Bar]:
             return published_grouping(centres, points, NEIGHBOURS)
 
         compare_groups(group(), group_published(), centres, points)
-        times = in_turns(group, group_published, repeats)
+        times = in_turns(repeats, group, group_published)
         bars.append(Bar(f"{NEIGHBOURS} neighbours {shape}", "distance matrix, sorted", *times, 5.0))
     return bars
-
-
-def in_turns(ours: Callable[[], Tensor], peer: Callable[[], Tensor], repeats: int) -> tuple[list[float], list[float]]:
-    """Seconds of each round, after one round that does not count."""
-    times: tuple[list[float], list[float]] = ([], [])
-    for turn in range(repeats + 1):
-        for run, seconds in zip((ours, peer), times, strict=True):
-            start = time.perf_counter()
-            run()
-            if turn:
-                seconds.append(time.perf_counter() - start)
-    return times
 
 
 def published_sampling(points: Tensor, count: int, start: Tensor) -> Tensor:

@@ -65,6 +65,7 @@ class Recipe:
         weight_decay: Of AdamW.
         label_smoothing: Of the loss.
         augment: Changes a batch of tensors in training, with torch's global random state.
+        prepare: Fills parts of the fresh model from elsewhere, such as a table of word embeddings.
     """
 
     modality: str
@@ -87,6 +88,7 @@ class Recipe:
     weight_decay: float = 0.01
     label_smoothing: float = 0.0
     augment: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None
+    prepare: Callable[[MetaTransformerForClassification], None] | None = None
 
     @property
     def num_labels(self) -> int:
@@ -163,6 +165,8 @@ def train(recipe: Recipe, trunk: str, folder: Path, *, test: bool = True, epochs
         id2label=dict(enumerate(classes)),
         ignore_mismatched_sizes=True,  # the nano trunk comes with a tokenizer for images of another size
     )
+    if recipe.prepare:
+        recipe.prepare(model)
     fingerprint, start = model.encoder_fingerprint(), time.perf_counter()
     trainer = _RecipeTrainer(
         model,

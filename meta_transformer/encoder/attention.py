@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from .linear import Linear, to_computable
+
 __all__ = ["SelfAttention", "eager_attention_forward"]
 
 
@@ -57,10 +59,10 @@ class SelfAttention(nn.Module):
         self.head_dim = config.hidden_size // config.num_attention_heads
         self.scaling = self.head_dim**-0.5
         self.attention_dropout = config.attention_dropout
-        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
-        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
-        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
-        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.q_proj = Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
+        self.k_proj = Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
+        self.v_proj = Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
+        self.o_proj = Linear(config.hidden_size, config.hidden_size)
 
     def forward(
         self, hidden_states: Tensor, attention_mask: Tensor | None, **kwargs: Any
@@ -78,14 +80,18 @@ class SelfAttention(nn.Module):
         attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
+        query, key, value = (
+            projection(hidden_states).view(by_head).transpose(1, 2)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
         values, weights = attend(
             self,
-            self.q_proj(hidden_states).view(by_head).transpose(1, 2),
-            self.k_proj(hidden_states).view(by_head).transpose(1, 2),
-            self.v_proj(hidden_states).view(by_head).transpose(1, 2),
+            to_computable(query),
+            to_computable(key),
+            to_computable(value),
             attention_mask,
             dropout=self.attention_dropout if self.training else 0.0,
             scaling=self.scaling,
             **kwargs,
         )
-        return self.o_proj(values.reshape(hidden_states.shape)), weights
+        return self.o_proj(values.reshape(hidden_states.shape).to(query.dtype)), weights
