@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .modeling import MetaTransformerForTask
 from .processing import MetaTransformerProcessor
-from .processors.cubes import Cube, as_cube
+from .processors.readers.cubes import Cube, as_cube
 
 __all__ = ["Patches", "ScenePrediction", "patches_of", "predict_scene"]
 

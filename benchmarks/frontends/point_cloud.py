@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from meta_transformer.tokenizers.geometry import farthest_point_sampling, knn_groups
+from meta_transformer.geometry import farthest_point_sampling, knn_groups
 
 from .bars import Bar, in_turns
 

@@ -17,8 +17,8 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 from torch import Tensor
 
-from meta_transformer.processors.cubes import read_cube
 from meta_transformer.processors.hyperspectral import HyperspectralProcessor
+from meta_transformer.processors.readers.cubes import read_cube
 from meta_transformer.scenes import patches_of
 
 from .base import Recipe, Split

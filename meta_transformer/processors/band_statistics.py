@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .cubes import check_wavelengths
+from .readers.cubes import check_wavelengths
 
 __all__ = ["Moments", "check_sensor", "describe_sensor", "find_sensors", "is_same_sensor"]
 

@@ -20,10 +20,10 @@ import numpy as np
 from transformers import BatchFeature
 
 from .base import ModalityProcessor, errors_at
-from .graph_decoding import RawGraph, decode, one_by_one
 from .graph_fields import check_fields, check_table, encode, learn_fields
 from .graph_identifiers import laplacian_identifiers, orthonormal_identifiers
 from .graph_sampling import ego_graphs
+from .readers.graphs import RawGraph, decode, one_by_one
 
 __all__ = ["GraphProcessor"]
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from .graph_decoding import RawGraph
+from .readers.graphs import RawGraph
 
 __all__ = ["ego_graphs"]
 

@@ -21,7 +21,7 @@ from transformers import BatchFeature
 
 from .band_statistics import Moments, check_sensor, describe_sensor, find_sensors, is_same_sensor
 from .base import ModalityProcessor, errors_at
-from .cubes import Cube, DataFormat, as_cube, check_data_format, check_wavelengths, numbers_of
+from .readers.cubes import Cube, DataFormat, as_cube, check_data_format, check_wavelengths, numbers_of
 
 __all__ = ["HyperspectralProcessor"]
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from .image import DataFormat, file_of, first_bytes
-from .windowing import Window, WindowedImageProcessor
+from .intensity_window import Window, WindowedImageProcessor
 
 __all__ = ["InfraredProcessor"]
 

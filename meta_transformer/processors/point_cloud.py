@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import BatchFeature
 
 from .base import ModalityProcessor, errors_at, pad_to_longest
-from .point_files import RawCloud, decode, is_table
+from .readers.point_files import RawCloud, decode, is_table
 
 __all__ = ["PointCloudProcessor"]
 
@@ -241,7 +241,7 @@ class PointCloudProcessor(ModalityProcessor):
         if self.max_points is None or len(coordinates) <= self.max_points:
             return slice(None)
         if self.sampling == "farthest":
-            from ..tokenizers.geometry import farthest_point_sampling
+            from ..geometry import farthest_point_sampling
 
             return farthest_point_sampling(coordinates[None], self.max_points)[0]
         chosen = np.random.default_rng(seed).choice(len(coordinates), size=self.max_points, replace=False)

@@ -24,7 +24,7 @@ from transformers import BatchFeature
 
 from .base import errors_at
 from .image import DataFormat, ImageProcessor
-from .video_files import Timeline
+from .readers.video_files import Timeline
 
 __all__ = ["VideoProcessor"]
 

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .dicom import colour_pixels, grey_values, is_dataset, read_dicom, values_of_interest
 from .image import DataFormat, file_of
-from .windowing import Window, WindowedImageProcessor, to_window
+from .intensity_window import Window, WindowedImageProcessor, to_window
+from .readers.dicom import colour_pixels, grey_values, is_dataset, read_dicom, values_of_interest
 
 __all__ = ["XrayProcessor"]
 

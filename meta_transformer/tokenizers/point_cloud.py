@@ -20,9 +20,9 @@ from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..geometry import farthest_point_sampling, gather_points, knn_groups
 from ..sequence import PointLayout, PointStage, TokenSequence
 from .base import ModalityTokenizer, TokenizerConfig
-from .geometry import farthest_point_sampling, gather_points, knn_groups
 
 __all__ = ["PointCloudTokenizer", "PointCloudTokenizerConfig"]
 

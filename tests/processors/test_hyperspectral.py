@@ -17,8 +17,8 @@ from sklearn.preprocessing import MinMaxScaler, StandardScaler
 from spectral.io import envi
 
 from meta_transformer import MetaTransformerProcessor
-from meta_transformer.processors.cubes import read_cube
 from meta_transformer.processors.hyperspectral import HyperspectralProcessor
+from meta_transformer.processors.readers.cubes import read_cube
 from tests.support.fuzz import finite_or_refused
 
 NM = np.linspace(400, 2500, 24).tolist()
@@ -184,7 +184,7 @@ def absent(monkeypatch: pytest.MonkeyPatch, *modules: str) -> None:
             raise ImportError(name)
         return original(name, package)
 
-    monkeypatch.setattr("meta_transformer.processors.cubes.import_module", refuse)
+    monkeypatch.setattr("meta_transformer.processors.readers.cubes.import_module", refuse)
 
 
 @pytest.mark.parametrize(("suffix", "module"), [(".mat", "scipy"), (".hdr", "spectral"), (".tif", "tifffile")])

@@ -37,8 +37,8 @@ def sentences() -> list[str]:
     if data:
         return pd.read_csv(Path(data) / "text/sst2/data.csv", nrows=300)["text"].tolist()
     random = np.random.default_rng(0)
-    words = ["good", "bad", "film", "the", "is", "never", "quite", "funny", "naïve"]
-    return [" ".join(random.choice(words, size=random.integers(1, 30))) for _ in range(300)]
+    words = ["naïve", *("".join(random.choice(list("aeilnorst"), size=random.integers(2, 9))) for _ in range(200))]
+    return [" ".join(random.choice(words, size=random.integers(3, 30))) for _ in range(300)]
 
 
 @pytest.fixture(scope="module")

@@ -20,8 +20,8 @@ from PIL import Image
 from torch.testing import assert_close
 
 from meta_transformer import MetaTransformerProcessor
-from meta_transformer.processors import video_files
 from meta_transformer.processors.image import ImageProcessor
+from meta_transformer.processors.readers import video_files
 from meta_transformer.processors.video import VideoProcessor
 from tests.support.fuzz import finite_or_refused
 

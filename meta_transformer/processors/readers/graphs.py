@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from .graph_fields import to_table
+from ..graph_fields import to_table
 
 __all__ = ["RawGraph", "decode", "one_by_one"]
 

@@ -7,7 +7,7 @@ from scipy.spatial import cKDTree
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from meta_transformer.tokenizers.geometry import farthest_point_sampling, gather_points, knn_groups
+from meta_transformer.geometry import farthest_point_sampling, gather_points, knn_groups
 
 
 def clouds(*sizes: int, seed: int = 0) -> list[Tensor]:
@@ -156,7 +156,7 @@ def test_a_cloud_has_the_same_neighbours_alone_and_padded_with_anything(padding:
 def test_many_pairs_are_searched_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     points, mask = padded(clouds(90, 70))
     whole = knn_groups(points, points, 7, mask)
-    monkeypatch.setattr("meta_transformer.tokenizers.geometry._PAIRS_AT_ONCE", 500)
+    monkeypatch.setattr("meta_transformer.geometry._PAIRS_AT_ONCE", 500)
     assert torch.equal(knn_groups(points, points, 7, mask), whole)
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .image import first_bytes
+from ..image import first_bytes
 
 if TYPE_CHECKING:
     from pydicom import Dataset

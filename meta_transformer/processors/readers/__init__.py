@@ -1,0 +1,1 @@
+"""Readers of what processors are given: files of each kind, and the objects of other libraries, to plain arrays."""
