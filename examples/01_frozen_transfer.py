@@ -261,7 +261,7 @@ def predict(model: MetaTransformerForClassification, processor: MetaTransformerP
     """The predicted class of each test sample."""
     predictions: list[int] = []
     for start in range(0, len(task.test[0]), 64):
-        batch = processor(**{task.modality: task.test[0][start : start + 64]}, **task.call)
+        batch = processor(**{task.modality: task.test[0][start : start + 64]}, **task.call).to(model.device)
         with torch.no_grad():
             predictions += model(**batch).logits.argmax(-1).tolist()
     return predictions

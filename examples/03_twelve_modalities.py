@@ -5,14 +5,17 @@
 
 For each modality, a tokenizer and a classification head are trained on the data set of `recipes/<modality>.py`; the
 trunk is the same for all and stays as it is. Options and the best epoch were chosen on validation data; the test split
-is measured once, beside the majority class and the baseline of the set's card, measured anew in the same run where that
-is cheap. Each model is saved, and must predict the same when a fresh process has loaded it. What is finished is kept
-under `--output`: a run that was stopped goes on where it was, `--fresh` starts anew.
+is measured once, beside the majority class and the baseline of the set's card, which is made again in the same run
+where that is cheap. Each model is saved, and must predict the same when a fresh process has loaded it. What is finished
+is kept under `--output`: a run that was stopped goes on where it was, unless its recipe, encoder or epochs are others
+now; `--fresh` starts anew.
 
-Prints a table, and writes it with a bar chart to `docs/results/`.
+Prints a table, and writes it with a bar chart to `--output`; to `docs/results/`, if it shows what the package does as
+it is: all modalities, with neither `--encoder` nor `--epochs`.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import shutil
@@ -40,6 +43,7 @@ def results(modalities: list[str], data: Path, encoder: str | None, output: Path
     rows = []
     for number, modality in enumerate(modalities, start=1):
         file = output / modality / "row.json"
+        forget_other_settings(output / modality, settings(modality, encoder, epochs))
         if not file.exists():
             console.rule(f"{number} of {len(modalities)}: {modality}")
             recipe = import_module(f"recipes.{modality}").recipe(data)
@@ -55,6 +59,20 @@ def results(modalities: list[str], data: Path, encoder: str | None, output: Path
             shutil.rmtree(output / modality / "trainer")
         rows.append(json.loads(file.read_text()))
     return rows
+
+
+def settings(modality: str, encoder: str | None, epochs: int | None) -> dict[str, Any]:
+    """What a result depends on, beside the package."""
+    code = (Path(__file__).parent / "recipes" / f"{modality}.py").read_bytes()
+    return {"encoder": encoder, "epochs": epochs, "recipe": hashlib.sha256(code).hexdigest()}
+
+
+def forget_other_settings(folder: Path, wanted: dict[str, Any]) -> None:
+    """Empty the folder of a modality that was trained in another way."""
+    file = folder / "settings.json"
+    if not file.exists() or json.loads(file.read_text()) != wanted:
+        shutil.rmtree(folder, ignore_errors=True)
+        write_json(file, wanted)
 
 
 # 2. Load in a fresh process and predict
@@ -79,7 +97,7 @@ def columns(row: dict[str, Any]) -> list[str]:
     measured = "-" if row["baseline"] is None else f"{row['baseline']:.3f}"
     won = "yes" if row["test"] > best_baseline(row) else "no"
     scores = [f"{row['majority']:.3f}", f"{quoted:.3f}", measured, f"{row['test']:.3f}", won]
-    counts = [f"{row['trainable']:,}", f"{row['seconds']:.0f}"]
+    counts = [f"{row['trainable']:,}", f"{row['seconds']:.0f}{'+' if row['resumed'] else ''}"]
     return [row["modality"], row["dataset"].split("/")[1], row["metric"], *scores, *counts, baseline]
 
 
@@ -106,12 +124,15 @@ def write_report(rows: list[dict[str, Any]], trunk: str, folder: Path) -> None:
         "",
         f"Written by `examples/03_twelve_modalities.py`. Trunk: {trunk}.",
         "Scores on the test splits; options and epochs were chosen on validation data. `card` is the baseline that the",
-        "set's card quotes, `measured` the same method in this run; `won` says whether ours is above both. `trained`",
-        "counts the parameters of tokenizer and head.",
+        "set's card quotes, `measured` our making of it in this run, with features that may differ; `won`: whether",
+        "ours is above both. `trained` counts the parameters of tokenizer and head. `sec` is the time of training;",
+        "with a +, of the last part of one that was stopped.",
         "",
         f"| {' | '.join(TITLES)} |",
         f"|{' --- |' * len(TITLES)}",
         *(f"| {' | '.join(columns(row))} |" for row in rows),
+        "",
+        *(f"- {row['modality']}: {row['note']}" for row in rows if row["note"]),
         "",
         "![Test scores by modality](twelve_modalities.png)",
         "",
@@ -153,7 +174,6 @@ def main() -> None:
     parser.add_argument("--encoder", help="pretrained weights; without, a small trunk of random weights")
     parser.add_argument("--epochs", type=int, help="instead of each recipe's own number")
     parser.add_argument("--output", type=Path, default=Path("outputs/03_twelve_modalities"))
-    parser.add_argument("--results", type=Path, default=ROOT / "docs" / "results")
     parser.add_argument("--fresh", action="store_true", help="forget what an earlier run has finished")
     parser.add_argument("--predict", nargs=2, metavar=("WORD", "FOLDER"), help="only load a model and predict")
     arguments = parser.parse_args()
@@ -169,9 +189,10 @@ def main() -> None:
             shutil.rmtree(arguments.output / modality, ignore_errors=True)
     rows = results(arguments.modalities, data, arguments.encoder, arguments.output, arguments.epochs)
     print_table(rows)
-    trunk = arguments.encoder or "192 wide, 4 deep, random weights"
-    write_report(rows, trunk, arguments.results)
-    console.print(f"Written: {arguments.results}/twelve_modalities.md, .json and .png")
+    as_it_is = arguments.modalities == RECIPES and arguments.encoder is None and arguments.epochs is None
+    folder = ROOT / "docs" / "results" if as_it_is else arguments.output
+    write_report(rows, arguments.encoder or "192 wide, 4 deep, random weights", folder)
+    console.print(f"Written: {folder}/twelve_modalities.md, .json and .png")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from torchaudio.transforms import MFCC
 
 from meta_transformer.processors.audio import AudioProcessor
 
-from .base import Recipe, Split
+from .base import Recipe, Split, splits_of
 from .metrics import accuracy
 
 
@@ -25,9 +25,7 @@ def recipe(data: Path) -> Recipe:
     folder = data / "audio/fsdd_small"
     table = pd.read_csv(folder / "labels.csv")
     table["wave"] = [soundfile.read(folder / path, dtype="float32")[0] for path in table["path"]]
-    splits = {
-        name: Split(part["wave"].tolist(), part["label"].astype(int).tolist()) for name, part in table.groupby("split")
-    }
+    splits = splits_of(table, "wave", list(range(10)))
     rate = int(table["sample_rate"][0])
     return Recipe(
         modality="audio",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from scipy.special import softmax
 from torch import Tensor
@@ -40,6 +41,20 @@ class Split:
             raise ValueError(f"{len(self.samples)} samples, but {len(self.labels)} labels.")
 
 
+def splits_of(table: pd.DataFrame, column: str, classes: list[Any]) -> dict[str, Split]:
+    """The splits of a set's table.
+
+    Args:
+        table: A row a sample, with the columns `label` and `split`.
+        column: Where the samples are.
+        classes: The labels, in the order of their numbers.
+    """
+    return {
+        name: Split(part[column].tolist(), [classes.index(label) for label in part["label"]])
+        for name, part in table.groupby("split")
+    }
+
+
 @dataclass
 class Recipe:
     """A task of one modality: data, preparation, training, metric and what to compare with.
@@ -65,6 +80,7 @@ class Recipe:
         weight_decay: Of AdamW.
         label_smoothing: Of the loss.
         augment: Changes a batch of tensors in training, with torch's global random state.
+        note: What a reader of the score has to know.
         prepare: Fills parts of the fresh model from elsewhere, such as a table of word embeddings.
     """
 
@@ -89,6 +105,7 @@ class Recipe:
     label_smoothing: float = 0.0
     augment: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None
     prepare: Callable[[MetaTransformerForClassification], None] | None = None
+    note: str = ""
 
     @property
     def num_labels(self) -> int:
@@ -120,7 +137,9 @@ class _RecipeTrainer(Trainer):
     augment: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None
 
     def training_step(self, model: Any, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        return super().training_step(model, self.augment(dict(inputs)) if self.augment else inputs, *args, **kwargs)
+        if self.augment:  # draws on the CPU; the step itself moves its inputs to the model's device
+            inputs = self.augment({name: value.cpu() for name, value in inputs.items()})
+        return super().training_step(model, inputs, *args, **kwargs)
 
 
 def last_whole_checkpoint(folder: Path) -> str | None:
@@ -207,6 +226,7 @@ def train(recipe: Recipe, trunk: str, folder: Path, *, test: bool = True, epochs
         "trainable": model.parameter_summary().trainable,
         "seconds": time.perf_counter() - start,
         "resumed": checkpoint is not None,
+        "note": recipe.note,
     }
     if model.encoder_fingerprint() != fingerprint:
         raise RuntimeError("The frozen trunk has changed during training.")
@@ -224,7 +244,7 @@ def predict(
     recipe: Recipe, model: MetaTransformerForClassification, processor: MetaTransformerProcessor, count: int = 32
 ) -> list[int]:
     """The predicted classes of the first test samples."""
-    batch = processor(**{recipe.modality: recipe.test.samples[:count]}, **recipe.call)
+    batch = processor(**{recipe.modality: recipe.test.samples[:count]}, **recipe.call).to(model.device)
     return model(**batch).logits.argmax(dim=-1).tolist()
 
 

@@ -46,6 +46,7 @@ def recipe(data: Path) -> Recipe:
         batch_size=16,
         weight_decay=0.05,
         label_smoothing=0.1,
+        note="One fold of ten, 111 graphs: a standard error of 0.04. The card has 0.759 for its forest over ten folds.",
     )
 
 

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from meta_transformer.processors.image import ImageProcessor
 
-from .base import Recipe, Split
+from .base import Recipe, splits_of
 from .metrics import accuracy
 
 
@@ -21,10 +21,7 @@ def recipe(data: Path) -> Recipe:
     table = pd.read_csv(folder / "labels.csv")
     table["image"] = [np.asarray(Image.open(folder / path)) for path in table["path"]]
     classes = sorted(table["label"].unique())
-    splits = {
-        name: Split(part["image"].tolist(), [classes.index(label) for label in part["label"]])
-        for name, part in table.groupby("split")
-    }
+    splits = splits_of(table, "image", classes)
     return Recipe(
         modality="image",
         dataset="image/cifar10_small",

@@ -6,15 +6,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from PIL import Image
-from sklearn.metrics import f1_score
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
-from sklearn.svm import SVC
 from torch import Tensor
 
 from meta_transformer.processors.infrared import InfraredProcessor
 
-from .base import Recipe, Split
+from .base import Recipe, splits_of
+from .baselines import pixel_svm
 from .image import mirrored, shifted
 from .metrics import macro_f1
 
@@ -25,10 +22,7 @@ def recipe(data: Path) -> Recipe:
     table = pd.read_csv(folder / "labels.csv")
     table["image"] = [np.asarray(Image.open(folder / path)) for path in table["path"]]
     classes = sorted(table["label"].unique())
-    splits = {
-        name: Split(part["image"].tolist(), [classes.index(label) for label in part["label"]])
-        for name, part in table.groupby("split")
-    }
+    splits = splits_of(table, "image", classes)
     return Recipe(
         modality="infrared",
         dataset="infrared/solar_modules",
@@ -39,7 +33,7 @@ def recipe(data: Path) -> Recipe:
         metric="macro-F1",
         score=macro_f1,
         card=("SVM on pixels", 0.413),
-        baseline=partial(_pixel_svm, splits),
+        baseline=partial(pixel_svm, splits, macro_f1, C=10),
         classes=classes,
         tokenizer={"patch_size": 8, "image_size": [40, 24], "patch_embedding": "convolutional"},
         epochs=25,
@@ -54,9 +48,3 @@ def mirror_both_ways(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """Upside down and left to right, each for every other image, and shifts of up to 2 pixels."""
     images = mirrored(mirrored(batch["infrared_values"], axis=2), axis=3)
     return {**batch, "infrared_values": shifted(images, 2)}
-
-
-def _pixel_svm(splits: dict[str, Split]) -> float:
-    train, test = (np.stack(splits[name].samples).reshape(len(splits[name].samples), -1) for name in ("train", "test"))
-    model = make_pipeline(StandardScaler(), SVC(C=10)).fit(train, splits["train"].labels)
-    return float(f1_score(splits["test"].labels, model.predict(test), average="macro"))

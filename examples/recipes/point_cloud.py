@@ -11,7 +11,7 @@ from torch import Tensor
 
 from meta_transformer.processors.point_cloud import PointCloudProcessor
 
-from .base import Recipe, Split
+from .base import Recipe, Split, splits_of
 from .metrics import accuracy
 
 CLASSES = ["building", "car", "fence", "pole", "tree"]
@@ -21,13 +21,8 @@ def recipe(data: Path) -> Recipe:
     """Coordinates in metres, because size tells more than shape here; 24 groups of 16 points."""
     folder = data / "point_cloud/dales_objects"
     table = pd.read_csv(folder / "labels.csv")
-    splits = {
-        name: Split(
-            [np.loadtxt(folder / path, dtype=np.float32) for path in part["path"]],
-            [CLASSES.index(label) for label in part["label"]],
-        )
-        for name, part in table.groupby("split")
-    }
+    table["points"] = [np.loadtxt(folder / path, dtype=np.float32) for path in table["path"]]
+    splits = splits_of(table, "points", CLASSES)
     return Recipe(
         modality="point_cloud",
         dataset="point_cloud/dales_objects",

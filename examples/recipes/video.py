@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from meta_transformer.processors.video import VideoProcessor
 
-from .base import Recipe, Split
+from .base import Recipe, Split, splits_of
 from .metrics import accuracy
 
 HEIGHT, WIDTH = 16, 24
@@ -26,8 +26,7 @@ def recipe(data: Path) -> Recipe:
     # Decoded once, and not in every epoch.
     read = VideoProcessor(**options, image_mean=0.0, image_std=1.0)
     table["clip"] = [read(folder / path)["pixel_values_videos"][0].numpy() for path in table["path"]]
-    table["class"] = (table["label"] == "fight").astype(int)
-    splits = {name: Split(part["clip"].tolist(), part["class"].tolist()) for name, part in table.groupby("split")}
+    splits = splits_of(table, "clip", ["noFight", "fight"])
     return Recipe(
         modality="video",
         dataset="video/fight_surveillance",
