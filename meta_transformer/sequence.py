@@ -144,10 +144,12 @@ class TokenSequence:
         """Mean over the real tokens of all segments, `(batch, hidden)`; the class token does not count."""
         start = self.segments[0].start if self.segments else 0
         embeddings = self.embeddings[:, start:]
+        wide = torch.promote_types(embeddings.dtype, torch.float32)  # sums overflow in half precision
         if self.mask is None:
-            return embeddings.mean(dim=1)
-        weights = self.mask[:, start:, None].to(embeddings.dtype)
-        return (embeddings * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+            return embeddings.mean(dim=1, dtype=wide).to(embeddings.dtype)
+        real = self.mask[:, start:, None].bool()
+        total = embeddings.masked_fill(~real, 0).sum(dim=1, dtype=wide)  # not by a product: zero times NaN is NaN
+        return (total / real.sum(dim=1).clamp(min=1)).to(embeddings.dtype)
 
     @staticmethod
     def concatenate(prefix: Tensor, parts: "dict[str, TokenSequence]") -> "TokenSequence":

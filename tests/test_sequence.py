@@ -1,5 +1,6 @@
 """Sequences of tokens: joining and pooling, against plain loops."""
 
+import pytest
 import torch
 from torch.testing import assert_close
 
@@ -41,3 +42,17 @@ def test_the_mean_leaves_out_padding_and_prefix():
 def test_a_sample_without_any_token_has_mean_zero():
     sequence = TokenSequence(FIRST, torch.zeros(2, 3, dtype=torch.bool))
     assert_close(sequence.mean(), torch.zeros(2, 4))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_mean_of_large_numbers_does_not_overflow_in_half_precision(masked):
+    tokens = torch.full((1, 4, 2), 40_000.0, dtype=torch.float16)
+    mean = TokenSequence(tokens, torch.ones(1, 4, dtype=torch.bool) if masked else None).mean()
+    assert mean.dtype == torch.float16
+    assert_close(mean, tokens[:, 0])
+
+
+def test_nan_in_padding_does_not_reach_the_mean():
+    tokens = SECOND.clone()
+    tokens[0, 1] = torch.nan
+    assert_close(TokenSequence(tokens, MASK).mean(), torch.stack([SECOND[0, 0], SECOND[1].mean(dim=0)]))
