@@ -119,37 +119,31 @@ class _PiecewiseLinear(nn.Module):
     `(batch, columns)` to `(batch, columns, most bins of any column)`, zero for bins that a column does not have.
     """
 
-    edges: Tensor
-    lowest: Tensor
-    highest: Tensor
-
     def __init__(self, bin_edges: list[list[float | int]]) -> None:
         super().__init__()
         self.bin_edges = bin_edges
         self.num_features = max(len(edges) for edges in bin_edges) - 1
-        for name, value in self._constants().items():
-            self.register_buffer(name, value, persistent=False)
 
-    def _constants(self) -> dict[str, Tensor]:
-        """Borders `(columns, bins + 1)`, and lowest and highest value of each feature `(columns, bins)`."""
+    def _constants(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """Borders `(columns, bins + 1)`, and lowest and highest value of each feature `(columns, bins)`.
+
+        No buffers, because those would be rounded in a model in half precision, and neighbouring borders become equal.
+        """
         edges, lowest, highest = [], [], []
         for own in self.bin_edges:
             num_bins, absent = len(own) - 1, self.num_features - len(own) + 1
             edges.append([float(edge) for edge in (*own, *own[-1:] * absent)])
             lowest.append([-torch.inf, *[0.0] * (self.num_features - 1)])
             highest.append([*[1.0] * (num_bins - 1), torch.inf, *[0.0] * absent])
-        return {"edges": torch.tensor(edges), "lowest": torch.tensor(lowest), "highest": torch.tensor(highest)}
-
-    def init_parameters(self, std: float) -> None:
-        for name, value in self._constants().items():
-            init.copy_(getattr(self, name), value)
+        first, second, third = (
+            torch.tensor(rows, dtype=torch.float32, device=device) for rows in (edges, lowest, highest)
+        )
+        return first, second, third
 
     def forward(self, values: Tensor) -> Tensor:
-        # Edges are rounded to the dtype of the model, as the numbers are, so neighbours may have become equal.
-        left, right = self.edges[:, :-1].float(), self.edges[:, 1:].float()
-        widths = (right - left).clamp_min(torch.finfo(self.edges.dtype).eps)
-        parts = (values[..., None] - left) / widths
-        return parts.clamp(self.lowest.float(), self.highest.float())
+        edges, lowest, highest = self._constants(values.device)
+        widths = (edges[:, 1:] - edges[:, :-1]).clamp_min(torch.finfo(edges.dtype).eps)
+        return ((values[..., None] - edges[:, :-1]) / widths).clamp(lowest, highest)
 
 
 class _NumericalEmbedding(nn.Module):
@@ -208,6 +202,9 @@ class TabularTokenizer(ModalityTokenizer):
 
     config: TabularTokenizerConfig
     config_class: ClassVar[type[TokenizerConfig]] = TabularTokenizerConfig
+
+    # Half precision rounds numbers into the wrong one of two narrow bins.
+    full_precision_inputs: ClassVar[frozenset[str]] = frozenset({"numerical_features"})
 
     def __init__(self, config: TabularTokenizerConfig, hidden_size: int) -> None:
         super().__init__(config, hidden_size)

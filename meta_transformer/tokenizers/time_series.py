@@ -87,6 +87,10 @@ class TimeSeriesTokenizer(ModalityTokenizer):
     """Normalisation, patches, projection, positions; see the module's description."""
 
     config_class: ClassVar[type[TokenizerConfig]] = TimeSeriesTokenizerConfig
+
+    # Half precision rounds what varies little about a high level, such as air pressure, to one number.
+    full_precision_inputs: ClassVar[frozenset[str]] = frozenset({"past_values"})
+
     config: TimeSeriesTokenizerConfig
 
     def __init__(self, config: TimeSeriesTokenizerConfig, hidden_size: int) -> None:
@@ -123,7 +127,8 @@ class TimeSeriesTokenizer(ModalityTokenizer):
         """Tokenize a batch of series.
 
         Args:
-            past_values: `(batch, steps, channels)`, one step and one channel or more.
+            past_values: `(batch, steps, channels)`, one step and one channel or more; they are taken in float32,
+                whatever the type of the weights.
             past_observed_mask: `(batch, steps, channels)`, true where a value was observed; `None` when none is
                 missing. What lies elsewhere has no effect.
             past_time_features: `(batch, steps, features)`, about -0.5..0.5; needed if the tokenizer was made for it.

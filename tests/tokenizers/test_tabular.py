@@ -6,7 +6,7 @@ import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassClassValidationError
 from rtdl_num_embeddings import LinearEmbeddings, PeriodicEmbeddings, PiecewiseLinearEmbeddings
-from torch import Tensor
+from torch import Tensor, nn
 
 from meta_transformer.configuration import MetaTransformerConfig
 from meta_transformer.modeling import MetaTransformerModel
@@ -198,14 +198,28 @@ def test_every_parameter_gets_a_gradient_even_where_nothing_is_missing(embedding
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("embedding", EMBEDDINGS)
 def test_half_precision_stays_finite_and_close(embedding: str, dtype: torch.dtype):
-    # Neighbouring edges that half precision cannot tell apart
+    # Neighbouring edges, and numbers between them, that half precision cannot tell apart
     options = {"numerical_embedding": embedding, "bin_edges": [[-2.0, 1.0, 1.0001, 1.0002], *EDGES[1:]]}
     inputs = make_inputs()
-    inputs["numerical_features"] = inputs["numerical_features"].clamp(-2, 1).to(dtype)
+    inputs["numerical_features"][:, 0] = torch.linspace(0.99995, 1.00025, 6)
+    inputs["numerical_mask"][:, 0] = True
     expected = make_tokenizer(**options)(**inputs).embeddings
     found = make_tokenizer(**options).to(dtype)(**inputs).embeddings
     assert found.dtype == dtype
     torch.testing.assert_close(found.float(), expected, rtol=0.05, atol=0.05)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_model_in_half_precision_tells_numbers_of_narrow_bins_apart(dtype: torch.dtype):
+    model, batch = make_model(numerical_embedding="piecewise_linear")
+    edges = model.tokenizers["tabular"].numerical.features.bin_edges
+    edges[0][:] = [1.0, 1.0001, 1.0002, *(2.0 + i for i in range(len(edges[0]) - 3))]
+    batch["numerical_features"][:, 0] = torch.tensor([1.0, 1.00005, 1.0001, 1.00015, 1.0002])
+    batch["numerical_mask"][:, 0] = True
+    nn.init.normal_(model.tokenizers["tabular"].numerical.weight)
+    full, half = model.tokenize(**batch).embeddings, model.to(dtype).tokenize(**batch).embeddings
+    torch.testing.assert_close(half[:, 1].float(), full[:, 1], rtol=0.03, atol=0.03)
 
 
 def test_frequencies_start_with_the_configured_spread():

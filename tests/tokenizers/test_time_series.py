@@ -12,6 +12,7 @@ from torch.nn import functional
 from transformers import PatchTSTConfig
 from transformers.models.patchtst.modeling_patchtst import PatchTSTEmbedding, PatchTSTPatchify, PatchTSTStdScaler
 
+from meta_transformer import MetaTransformerConfig, MetaTransformerModel
 from meta_transformer.processors.time_series import TimeSeriesProcessor
 from meta_transformer.tokenizers.time_series import TimeSeriesTokenizer, TimeSeriesTokenizerConfig
 
@@ -279,6 +280,21 @@ def test_half_precision_weights_keep_statistics_in_float32(form: str, dtype: tor
     assert half.embeddings.dtype == dtype
     assert half.layout.loc.dtype == torch.float32
     torch.testing.assert_close(half.embeddings[half.mask].float(), full.embeddings[full.mask], atol=tolerance, rtol=0.1)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("dtype", "level"), [(torch.bfloat16, 1013.0), (torch.float16, 70_000.0)])
+def test_a_model_in_half_precision_sees_what_varies_little_about_a_high_level(dtype: torch.dtype, level: float) -> None:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    model = MetaTransformerModel(MetaTransformerConfig(**sizes, modalities={"time_series": {}}, initializer_range=0.2))
+    waves = torch.stack([torch.arange(32.0).sin(), torch.arange(32.0).cos()])[:, :, None] * 0.5
+    full = model.tokenize(past_values=level + waves)
+    half = model.to(dtype).tokenize(past_values=level + waves)
+    assert half.embeddings.dtype == dtype
+    torch.testing.assert_close(half.segments[0].layout.scale, full.segments[0].layout.scale)
+    torch.testing.assert_close(half.embeddings.float(), full.embeddings, atol=0.1, rtol=0.1)
+    assert (half.embeddings[0] - half.embeddings[1]).abs().max() > 0.5
 
 
 @torch.no_grad()
