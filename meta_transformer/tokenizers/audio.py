@@ -5,9 +5,11 @@ Arrives: `input_features` `(batch, frames, mels)` and, for clips of different le
 there was one.
 
 AST (Gong, Chung and Glass 2021, section 2.1): patches of 16 x 16 that overlap by 6, so 12 rows for 128 mels. Different
-from the original, where every clip is cut or padded to ten seconds: any length. The last patch is completed with zeros
-instead of dropped, and positions are one table for frequency and one for time; the latter is stretched for clips that
-are longer than it, each to its own length, so that a clip gets the same tokens alone and in a ragged batch.
+from the original, where every clip is cut or padded to ten seconds: any length. The last patch of time is completed with
+zeros instead of dropped; so is the last one of frequency, unless it had less than a quarter of a stride to add, which
+keeps AST's 12 rows, blind for the uppermost 2 of 128 mels. Positions are one table for frequency and one for time; the
+latter is stretched for clips that are longer than it, each to its own length, so that a clip gets the same tokens alone
+and in a ragged batch.
 """
 
 from dataclasses import dataclass
@@ -73,7 +75,10 @@ class AudioTokenizer(ModalityTokenizer):
         super().__init__(config, hidden_size)
         self.num_mel_bins = config.num_mel_bins
         self.patch_size, self.stride = pair(config.patch_size), pair(config.stride)
-        frequencies = (config.num_mel_bins - self.patch_size[0]) // self.stride[0] + 1
+        frequencies, rest = divmod(config.num_mel_bins - self.patch_size[0], self.stride[0])
+        complete = 4 * rest >= self.stride[0]
+        frequencies += 1 + complete
+        self.mel_padding = self.stride[0] - rest if complete else 0
         self.projection = nn.Conv2d(1, hidden_size, self.patch_size, stride=self.stride)
         self.frequency_positions = nn.Parameter(torch.zeros(frequencies, hidden_size))
         self.time_positions = InterpolatedPositions(config.max_time_positions, hidden_size)
@@ -106,7 +111,7 @@ class AudioTokenizer(ModalityTokenizer):
         (_, patch), (_, stride) = self.patch_size, self.stride
         # With stride - 1 frames more, the convolution's rounding down leaves no frame out.
         padding = patch - frames if frames < patch else stride - 1
-        spectrogram = functional.pad(input_features.transpose(1, 2), (0, padding))
+        spectrogram = functional.pad(input_features.transpose(1, 2), (0, padding, 0, self.mel_padding))
         patches = self.projection(spectrogram[:, None])  # (batch, hidden, frequencies, times)
         frequencies, times = patches.shape[2:]
         lengths = torch.full((1,), frames, device=patches.device)

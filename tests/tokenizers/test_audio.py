@@ -55,15 +55,15 @@ def test_tokens_equal_a_loop_over_patches(frames: int) -> None:
     times = 1
     while 4 + 3 * (times - 1) < frames:  # patches until no frame is left
         times += 1
-    padded = torch.cat([clip, torch.zeros(20, 20)])
+    padded = functional.pad(clip, (0, 20, 0, 20))
     tokens = []
-    for row in range(3):  # 20 bins: patches at 0, 5 and 10; one at 15 would reach beyond
+    for row in range(4):  # 20 bins: patches at 0, 5, 10 and 15, of which the last reaches beyond
         for time in range(times):
             patch = padded[3 * time : 3 * time + 4, 5 * row : 5 * row + 6].T
             value = (weight * patch).sum(dim=(1, 2)) + bias
             tokens.append(value + tokenizer.frequency_positions[row] + tokenizer.time_positions.table[time])
     sequence = tokenizer(clip[None])
-    assert sequence.layout.shape == (3, times)
+    assert sequence.layout.shape == (4, times)
     assert (sequence.layout.patch_size, sequence.layout.stride) == ((6, 4), (5, 3))
     torch.testing.assert_close(sequence.embeddings[0], torch.stack(tokens), atol=1e-5, rtol=0)
 
@@ -81,6 +81,30 @@ def test_every_frame_reaches_a_token(frames: int) -> None:
     features = torch.zeros(1, frames, 128, requires_grad=True)
     make()(features).embeddings.sum().backward()
     assert (features.grad.abs().sum(dim=2) > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("mels", "options", "rows", "unseen"),
+    [
+        (64, {}, 6, 0),
+        (40, {}, 4, 0),
+        (129, {}, 13, 0),
+        (128, {}, 12, 2),  # AST's grid
+        (64, {"patch_size": [64, 8], "stride": [64, 4]}, 1, 0),
+        (17, {"stride": 1}, 2, 0),
+        (19, {"stride": 16}, 1, 3),
+        (20, {"stride": 16}, 2, 0),
+    ],
+)
+def test_mel_bins_reach_a_token_but_for_less_than_a_quarter_of_a_stride(
+    mels: int, options: dict[str, object], rows: int, unseen: int
+) -> None:
+    features = torch.zeros(1, 20, mels, requires_grad=True)
+    sequence = make(num_mel_bins=mels, **options)(features)
+    assert sequence.layout.shape[0] == rows
+    sequence.embeddings.sum().backward()
+    seen = features.grad.abs().sum(dim=(0, 1)) > 0
+    assert seen.tolist() == [True] * (mels - unseen) + [False] * unseen
 
 
 @torch.no_grad()
@@ -190,7 +214,7 @@ def test_the_processors_output_is_the_input() -> None:
     batch = processor(processor.dummy_samples(3), **processor.dummy_call_kwargs)
     sequence = make(**processor.tokenizer_config())(**batch)
     columns = (batch["input_features_mask"].sum(dim=1) - 16).div(10).ceil() + 1
-    assert torch.equal(sequence.mask.sum(dim=1), 3 * columns.long())
+    assert torch.equal(sequence.mask.sum(dim=1), 4 * columns.long())
 
 
 @pytest.mark.parametrize("shape", [(50, 128), (1, 50, 64), (1, 0, 128), (1, 1, 50, 128)])
