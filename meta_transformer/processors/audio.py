@@ -10,7 +10,6 @@ normalised with AudioSet's statistics to mean 0 and standard deviation 0.5.
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from io import BytesIO
-from itertools import chain
 from math import isfinite, sqrt
 from numbers import Integral, Real
 from os import PathLike
@@ -23,7 +22,8 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import BatchFeature
 
-from .base import ModalityProcessor, errors_at, pad_to_longest
+from .base import ModalityProcessor, errors_at, pad_to_longest, several
+from .readers.arrays import to_array
 
 __all__ = ["AudioProcessor"]
 
@@ -186,17 +186,8 @@ def _one_by_one(samples: Any) -> Iterator[Any]:
     if array or isinstance(samples, str | PathLike | bytes | Mapping) or hasattr(samples, "get_all_samples"):
         yield samples
         return
-    try:
-        rest = iter(samples)
-    except TypeError:
-        raise TypeError(f"audio must be a clip or a list of clips, got {type(samples).__name__}.") from None
-    first = next(rest, rest)
-    if first is rest:
-        raise ValueError("audio is an empty list; give at least one clip.")
-    if isinstance(first, Real):
-        yield [first, *rest]
-    else:
-        yield from chain([first], rest)
+    first, clips = several(samples, "audio")
+    yield from [list(clips)] if isinstance(first, Real) else clips
 
 
 def _decode(sample: Any) -> tuple[np.ndarray, int | None]:
@@ -213,11 +204,8 @@ def _decode(sample: Any) -> tuple[np.ndarray, int | None]:
     if hasattr(sample, "get_all_samples"):  # torchcodec's AudioDecoder, which `datasets` gives for a decoded column
         decoded = sample.get_all_samples()
         return decoded.data.mean(dim=0).numpy(), decoded.sample_rate
-    if isinstance(sample, Tensor):
-        sample = sample.detach().cpu()
-        return (sample.float() if sample.is_floating_point() else sample).numpy(), None
-    if isinstance(sample, np.ndarray | list | tuple):
-        return np.asarray(sample), None
+    if isinstance(sample, np.ndarray | Tensor | list | tuple):
+        return to_array(sample), None
     raise TypeError(
         "a clip must be a path, bytes, a dict with 'array' or 'bytes', a numpy or torch array or a list of numbers, "
         f"got {type(sample).__name__}."

@@ -1,8 +1,9 @@
 """What every processor is: raw samples of one modality in, a `BatchFeature` of padded tensors out."""
 
 import inspect
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any, ClassVar
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature, FeatureExtractionMixin
 
-__all__ = ["ModalityProcessor", "errors_at", "pad_to_longest"]
+__all__ = ["ModalityProcessor", "errors_at", "pad_to_longest", "several"]
 
 
 @contextmanager
@@ -26,6 +27,29 @@ def errors_at(place: str) -> Generator[None]:
         raise TypeError(f"{place}: {error}") from error
     except (ValueError, OSError) as error:
         raise ValueError(f"{place}: {error}") from error
+
+
+def several(samples: Any, word: str) -> tuple[Any, Iterator[Any]]:
+    """The first of several samples, and an iterator over all of them.
+
+    Args:
+        samples: A sequence or an iterator of them.
+        word: What errors call them.
+
+    Raises:
+        ValueError: There is none.
+        TypeError: Nothing that can be iterated over, or a table, which would give the names of its columns.
+    """
+    if hasattr(samples, "columns"):
+        raise TypeError(f"{word} must be no table, got {type(samples).__name__}; give one column, such as table[name].")
+    try:
+        rest = iter(samples)
+    except TypeError:
+        raise TypeError(f"{word} must be a sample or a list of samples, got {type(samples).__name__}.") from None
+    first = next(rest, rest)
+    if first is rest:
+        raise ValueError(f"{word} is an empty list; give at least one sample.")
+    return first, chain([first], rest)
 
 
 def pad_to_longest(samples: Sequence[Tensor], value: float = 0) -> tuple[Tensor, Tensor | None]:

@@ -5,7 +5,6 @@ batch, and `pixel_mask` `(batch, height, width)`, true where there is image, if 
 """
 
 import struct
-from collections.abc import Iterable
 from io import BytesIO
 from os import PathLike
 from typing import Any, ClassVar, Literal
@@ -16,7 +15,8 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import BatchFeature
 
-from .base import ModalityProcessor, errors_at
+from .base import ModalityProcessor, errors_at, several
+from .readers.arrays import to_array
 
 __all__ = ["DataFormat", "ImageProcessor", "check_range", "file_of", "first_bytes"]
 
@@ -142,12 +142,7 @@ class ImageProcessor(ModalityProcessor):
         return BatchFeature({name: value.numpy() for name, value in data.items()}, tensor_type=return_tensors)
 
     def _as_list(self, samples: Any) -> list[Any]:
-        if self._is_one(samples):
-            return [samples]
-        samples = list(samples) if isinstance(samples, Iterable) else [samples]
-        if not samples:
-            raise ValueError(f"{self.word} is an empty list; give at least one image.")
-        return samples
+        return [samples] if self._is_one(samples) else list(several(samples, self.word)[1])
 
     def _is_one(self, samples: Any) -> bool:
         """Whether this is one sample, though it may be something that can be iterated over."""
@@ -170,13 +165,11 @@ class ImageProcessor(ModalityProcessor):
             sample = _open(sample)
         if hasattr(sample, "getbands"):  # a PIL image, without importing PIL to ask
             return _pil_to_array(sample)
-        if isinstance(sample, Tensor):
-            sample = sample.detach().cpu()
-            sample = (sample.float() if sample.dtype == torch.bfloat16 else sample).numpy()  # which numpy has not
-        if not isinstance(sample, np.ndarray):
+        if not isinstance(sample, np.ndarray | Tensor):
             raise TypeError(
                 f"An image must be a path, bytes, PIL image, numpy array or torch tensor, got {type(sample).__name__}."
             )
+        sample = to_array(sample)
         # In the byte order of this machine, which files need not have
         return self._channels_first(sample.astype(sample.dtype.newbyteorder("="), copy=False), data_format)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from .readers.arrays import to_array
 from .signals import import_pandas, to_floats
 
 __all__ = ["ImuWindows", "Stream"]
@@ -104,8 +105,8 @@ class Stream:
 
 def _to_seconds(times: Any, seconds: float) -> np.ndarray:
     """Times of any kind as float64 seconds: numbers of which 1 is `seconds`, or dates, since 1970."""
-    if isinstance(times, Tensor):
-        times = times.detach().cpu().numpy()
+    if isinstance(times, Tensor | np.ma.MaskedArray):
+        times = to_array(times)
     kind = (times if hasattr(times, "dtype") else np.asarray(times)).dtype.kind
     if kind in "buif" or (kind == "O" and all(cell is None or isinstance(cell, Real) for cell in times)):
         return to_floats(times) * seconds

@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from .base import several
+from .readers.arrays import to_array
+
 __all__ = [
     "ChannelStatistics",
     "as_columns",
@@ -56,18 +59,8 @@ def samples_of(samples: Any, modality: str, rows: int) -> Iterator[Any]:
         return
     elif isinstance(samples, bytes):
         raise TypeError(f"{modality} must not be bytes; give a path, an array or a table.")
-    try:
-        rest = iter(samples)
-    except TypeError:
-        raise TypeError(f"{modality} must be a sample or a list of samples, got {type(samples).__name__}.") from None
-    first = next(rest, rest)
-    if first is rest:
-        raise ValueError(f"{modality} is an empty list; give at least one sample.")
-    if _levels(first) == rows - 1:
-        yield [first, *rest]
-        return
-    yield first
-    yield from rest
+    first, rest = several(samples, modality)
+    yield from [list(rest)] if _levels(first) == rows - 1 else rest
 
 
 def _levels(value: Any) -> int:
@@ -90,15 +83,12 @@ def to_floats(values: Any) -> np.ndarray:
         ValueError: Lists of different length, or infinity.
         TypeError: Something else than real numbers.
     """
-    if isinstance(values, Tensor):
-        values = values.detach().cpu()
-        values = (values.double() if values.is_floating_point() else values).numpy()
-    elif isinstance(values, np.ma.MaskedArray):
-        values = np.where(np.ma.getmaskarray(values), None, values.data.astype(object))
+    if isinstance(values, Tensor | np.ma.MaskedArray):
+        values = to_array(values)
     elif hasattr(values, "isna"):
         values = _column(values)
     try:
-        array = np.asarray(values)
+        array = to_array(values)
     except ValueError as error:
         raise ValueError(f"the lists differ in length, so that they make no array ({error}).") from error
     if array.dtype == object:

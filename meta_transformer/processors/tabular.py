@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import BatchFeature
 
 from .base import ModalityProcessor
+from .readers.arrays import to_array
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
@@ -246,8 +247,8 @@ def _is_column(value: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """Tensors, which pandas does not know, as numpy arrays or Python numbers."""
-    value = value.detach().cpu().numpy() if isinstance(value, Tensor) else value
+    """Tensors and masks, which pandas does not know, as numpy arrays or Python numbers."""
+    value = to_array(value) if isinstance(value, Tensor | np.ma.MaskedArray) else value
     return value.item() if isinstance(value, np.ndarray) and value.ndim == 0 else value
 
 

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 from transformers import BatchFeature, PreTrainedTokenizerBase
 
-from .base import ModalityProcessor, errors_at, pad_to_longest
+from .base import ModalityProcessor, errors_at, pad_to_longest, several
+from .readers.arrays import to_array
 from .vocabulary import BYTES, encode, load_tokenizer, special_frame, train_bpe
 
 __all__ = ["TextProcessor", "pool_windows"]
@@ -192,7 +193,7 @@ class TextProcessor(ModalityProcessor):
         return encoded if all(encoded) else [ids or [self._end()] for ids in encoded]
 
     def _check_ids(self, sample: Any) -> list[int]:
-        array = sample.detach().cpu().numpy() if isinstance(sample, Tensor) else np.asarray(sample)
+        array = to_array(sample)
         if array.size == 0 and array.ndim == 1:
             return []
         if array.ndim != 1 or array.dtype.kind not in "iu":
@@ -247,19 +248,14 @@ def _as_list(samples: Any) -> list[Any]:
     """The samples one by one, be it one text, one row of ids, a list, a column or an array of them."""
     if isinstance(samples, str):
         return [samples]
-    if isinstance(samples, bytes | Mapping | Set) or hasattr(samples, "columns"):
+    if isinstance(samples, bytes | Mapping | Set):
         raise TypeError(
             f"text must be a string, token ids or a list of such, got {type(samples).__name__}; decode bytes, and give "
-            "one column of a table or data set."
+            "one column of a data set."
         )
     array = isinstance(samples, np.ndarray | Tensor)
-    try:
-        listed = [samples] if array and not samples.ndim else list(samples)
-    except TypeError:
-        raise TypeError(f"text must be a string or a list of strings, got {type(samples).__name__}.") from None
-    if not listed:
-        raise ValueError("text is an empty list; give at least one text.")
-    if isinstance(samples, Tensor | np.ndarray):
+    listed = [samples] if array and not samples.ndim else list(several(samples, "text")[1])
+    if array:
         return [samples] if samples.ndim == 1 and not isinstance(listed[0], str) and samples.dtype != object else listed
     return [listed] if all(isinstance(each, Integral) for each in listed) else listed
 

@@ -8,9 +8,8 @@ Frames are chosen by the time at which they are shown, so that files of variable
 is decoded frame by frame, and only the chosen frames are kept, at the size that leaves.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from io import BytesIO
-from itertools import chain
 from math import ceil, isfinite
 from numbers import Integral, Real
 from os import PathLike
@@ -22,7 +21,7 @@ import torch
 from torch import Tensor
 from transformers import BatchFeature
 
-from .base import errors_at
+from .base import errors_at, several
 from .image import DataFormat, ImageProcessor
 from .readers.video_files import Timeline
 
@@ -284,16 +283,8 @@ def _one_by_one(samples: Any) -> Iterator[Any]:
     if single or (_is_array(samples) and samples.ndim != 5):
         yield samples
         return
-    if not isinstance(samples, Iterable):
-        raise TypeError(f"video must be a clip or a list of clips, got {type(samples).__name__}.")
-    rest = iter(samples)
-    first = next(rest, rest)
-    if first is rest:
-        raise ValueError("video is an empty list; give at least one clip.")
-    if _is_image(first):
-        yield [first, *rest]
-    else:
-        yield from chain([first], rest)
+    first, clips = several(samples, "video")
+    yield from [list(clips)] if _is_image(first) else clips
 
 
 def _stack(images: Sequence[Tensor]) -> Tensor:
