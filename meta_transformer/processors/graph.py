@@ -13,6 +13,7 @@ Leaves, where B graphs have at most N nodes and M edges:
 What a processor was not asked for or fitted on is absent.
 """
 
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -32,6 +33,7 @@ Field = dict[str, Any]
 # Values of the fields of `torch_geometric.utils.from_smiles`: numbers of atomic numbers, chirality, degree, formal
 # charge, hydrogens, radical electrons, hybridisation, aromatic, in a ring; bond type, stereo, conjugated.
 _ATOM_SIZES, _BOND_SIZES = (119, 9, 11, 12, 9, 5, 8, 2, 2), (22, 6, 2)
+_MOST_NODES = 10**7  # of one sample, whose identifiers alone would take gigabytes
 
 
 class GraphProcessor(ModalityProcessor):
@@ -127,6 +129,8 @@ class GraphProcessor(ModalityProcessor):
         node_fields = learn_fields([graph.node_table for graph in graphs], "node features")
         edge_fields = learn_fields([graph.edge_table for graph in graphs], "edge features")
         self.node_fields, self.edge_fields = node_fields, edge_fields
+        if unused := sorted(set().union(*(graph.unused for graph in graphs))):
+            warnings.warn(f"Not used: {unused}. Name what to use in node_attributes and edge_attributes.", stacklevel=2)
         return self
 
     def __call__(
@@ -254,21 +258,21 @@ class GraphProcessor(ModalityProcessor):
                 check_table(graph.edge_table, edge_fields, "edge features")
                 if self.seed_nodes and graph.seed is None:
                     raise ValueError("the sample has no 'seed' to mark; give it, or set seed_nodes=False.")
+                if graph.num_nodes > _MOST_NODES:
+                    raise ValueError(f"{graph.num_nodes} nodes are too many for a sample; draw some by neighbourhoods.")
             graphs.append(graph)
         return graphs
 
     def _nodes(self, graphs: list[RawGraph], sizes: np.ndarray) -> dict[str, np.ndarray]:
         fields, _ = self._fitted()
-        ids, features = encode(np.concatenate([graph.node_table for graph in graphs]), fields)
+        ids, features = _encode([graph.node_table for graph in graphs], fields)
         tables = {"node_categories": ids, "node_features": features}
         return {name: _pad(table, sizes) for name, table in tables.items() if table.shape[1]}
 
     def _edges(self, graphs: list[RawGraph]) -> dict[str, np.ndarray]:
         _, fields = self._fitted()
         counts = np.array([len(graph.edges) for graph in graphs])
-        # Graphs without edges may have tables of another width, as nobody knows it.
-        filled = [graph.edge_table for graph in graphs if len(graph.edges)]
-        ids, features = encode(np.concatenate(filled) if filled else np.zeros((0, len(fields))), fields)
+        ids, features = _encode([graph.edge_table for graph in graphs], fields)
         data = {"edge_index": _pad(np.concatenate([graph.edges for graph in graphs]), counts)}
         tables = {"edge_categories": ids, "edge_features": features}
         data |= {name: _pad(table, counts) for name, table in tables.items() if table.shape[1]}
@@ -286,6 +290,19 @@ class GraphProcessor(ModalityProcessor):
         arrays = laplacian_identifiers(edges, int(sizes.sum()), self.num_identifiers)
         names = ("node_identifiers", "node_eigenvalues", "node_eigenspaces")
         return {name: _pad(array, sizes) for name, array in zip(names, arrays, strict=True)}
+
+
+def _encode(tables: list[np.ndarray], fields: list[Field]) -> tuple[np.ndarray, np.ndarray]:
+    """Encode the tables of all graphs as one."""
+    # Graphs without edges may have tables of another width, as nobody knows it.
+    filled = [table for table in tables if len(table)]
+    try:
+        return encode(np.concatenate(filled) if filled else np.zeros((0, len(fields))), fields)
+    except ValueError:
+        for index, table in enumerate(tables):  # one by one, to say which it is
+            with errors_at(f"graph[{index}]"):
+                encode(table, fields)
+        raise
 
 
 def _pad(rows: np.ndarray, counts: np.ndarray) -> np.ndarray:

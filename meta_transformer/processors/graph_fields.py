@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .readers.arrays import to_array
+
 __all__ = ["check_fields", "check_table", "encode", "learn_fields", "to_table"]
 
 Field = dict[str, Any]
@@ -44,20 +46,21 @@ def to_table(values: Any, name: str, rows: int) -> np.ndarray:
         columns = [_to_column(table[:, index], f"{name}[:, {index}]") for index in range(table.shape[1])]
         kinds = {column.dtype for column in columns}
         table = np.stack([column.astype(kinds.pop() if len(kinds) == 1 else object) for column in columns], axis=1)
-    if table.dtype == np.float64 and not np.isfinite(table).all():
-        row, column = np.argwhere(~np.isfinite(table))[0]
+    else:
+        columns = [table]
+    finite = [np.isfinite(column) if column.dtype == np.float64 else np.ones(column.shape, bool) for column in columns]
+    if not all(each.all() for each in finite):
+        row, column = np.argwhere(~np.column_stack(finite))[0]
         raise ValueError(f"{name}[{row}, {column}] is {table[row, column]}; replace NaN and infinity by numbers first.")
     return table
 
 
 def _to_array(values: Any, name: str) -> np.ndarray:
     """An array of int64, float64 or object."""
-    if isinstance(values, Tensor):
-        values = values.detach().cpu()
-        values = values.to_dense() if values.layout != torch.strided else values
-        values = (values.double() if values.is_floating_point() else values).numpy()
+    if isinstance(values, Tensor) and values.layout != torch.strided:
+        values = values.to_dense()
     try:
-        array = np.asarray(values)
+        array = to_array(values)
     except ValueError as error:
         raise ValueError(f"{name} must be a table with as many values in every row: {error}.") from error
     if array.dtype.kind in "US" and not isinstance(values, np.ndarray):
@@ -100,7 +103,8 @@ def learn_fields(tables: Sequence[np.ndarray], name: str) -> list[Field]:
         name: What to call them in errors.
 
     Raises:
-        ValueError: Tables of different width, or a field that is text in one and a number in another.
+        ValueError: Tables of different width, a field that is text in one and a number in another, or numbers that are
+            too large to have a standard deviation.
     """
     tables = [table for table in tables if len(table)]
     widths = {table.shape[1] for table in tables}
@@ -114,9 +118,12 @@ def _learn(column: np.ndarray, name: str) -> Field:
     column = _to_column(column, name) if column.dtype == object else column
     if column.dtype != np.float64:
         return {"values": sorted(set(column.tolist()))}
-    # Not std > 0: rounding of the mean leaves a little deviation in a constant column.
-    constant = column.min() == column.max()
-    return {"mean": float(column.mean()), "std": 1.0 if constant else float(column.std())}
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean, std = float(column.mean()), float(column.std())
+    if not np.isfinite([mean, std]).all():
+        raise ValueError(f"{name} holds numbers too large for statistics, up to {np.abs(column).max():g}; rescale it.")
+    # Not std > 0 alone: rounding of the mean leaves a little deviation in a constant column.
+    return {"mean": mean, "std": std if std > 0 and column.min() < column.max() else 1.0}
 
 
 def check_fields(fields: Any, name: str) -> None:

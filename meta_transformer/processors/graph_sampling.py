@@ -5,8 +5,8 @@ from numbers import Integral
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
+from .readers.arrays import to_array
 from .readers.graphs import RawGraph
 
 __all__ = ["ego_graphs"]
@@ -47,7 +47,7 @@ def ego_graphs(
 
 
 def _places(nodes: Any, num_nodes: int) -> np.ndarray:
-    array = np.atleast_1d(np.asarray(nodes.detach().cpu() if isinstance(nodes, Tensor) else nodes))
+    array = np.atleast_1d(to_array(nodes))
     if array.dtype == bool and array.shape == (num_nodes,):
         return np.flatnonzero(array)  # as PyG's train_mask
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):

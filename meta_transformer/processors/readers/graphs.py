@@ -5,16 +5,18 @@ PyTorch Geometric's `Data`, networkx graphs, SMILES strings and RDKit molecules,
 """
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
 from numbers import Integral
 from typing import Any
 
 import numpy as np
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from ..graph_fields import to_table
+from .arrays import to_array
 
 __all__ = ["RawGraph", "decode", "one_by_one"]
 
@@ -26,6 +28,7 @@ _NAMES = {
 }
 # Parts that may be there and are not looked at.
 _IGNORED = ("y", "label", "labels", "name", "idx", "id", "original_nodes")
+_MOST_NODES = 2**31  # the square of which int64 holds
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class RawGraph:
         node_table: `(num_nodes, fields)`, see `to_table`.
         edge_table: `(edges, fields)`.
         seed: The node that the graph was sampled around, if it was.
+        unused: Names of attributes or columns that the graph has, where none were asked for.
     """
 
     num_nodes: int
@@ -45,6 +49,7 @@ class RawGraph:
     node_table: np.ndarray
     edge_table: np.ndarray
     seed: int | None = None
+    unused: frozenset[str] = frozenset()
 
     def undirected(self) -> "RawGraph":
         """The graph with each undirected edge once, sorted: the same, however often and in which direction it is given.
@@ -55,13 +60,13 @@ class RawGraph:
             return self
         edges = np.sort(self.edges, axis=1)
         codes = [np.unique(column, return_inverse=True)[1] for column in self.edge_table.T if len(column)]
-        # The pair as one number: less to sort by. num_nodes squared fits into int64 for any graph that fits in memory.
+        # The pair as one number: less to sort by. _MOST_NODES lets it fit into int64.
         keys = (*codes, edges[:, 0] * self.num_nodes + edges[:, 1])
         order = np.lexsort(keys)
         first = np.ones(len(order), bool)
         first[1:] = np.any([key[order][1:] != key[order][:-1] for key in keys], axis=0)
         kept = order[first]
-        return RawGraph(self.num_nodes, edges[kept], self.node_table, self.edge_table[kept], self.seed)
+        return replace(self, edges=edges[kept], edge_table=self.edge_table[kept])
 
 
 def one_by_one(samples: Any) -> Iterator[Any]:
@@ -78,7 +83,7 @@ def one_by_one(samples: Any) -> Iterator[Any]:
         return
     try:
         rest = iter(samples)
-    except TypeError:
+    except (TypeError, NotImplementedError):  # the latter is that of HeteroData
         rest = None
     if rest is None or isinstance(samples, np.ndarray | Tensor | bytes) or hasattr(samples, "columns"):
         raise TypeError(
@@ -96,7 +101,8 @@ def _is_graph(sample: Any) -> bool:
 
 
 def _is_data(sample: Any) -> bool:
-    return hasattr(sample, "edge_index") and hasattr(sample, "num_nodes")
+    # A data set of PyG has what its graphs have, put together.
+    return hasattr(sample, "edge_index") and hasattr(sample, "num_nodes") and not isinstance(sample, Dataset)
 
 
 def _is_networkx(sample: Any) -> bool:
@@ -139,16 +145,33 @@ def decode(
     return graph if directed else graph.undirected()
 
 
-def _build(edges: np.ndarray, num_nodes: Any, node_features: Any, edge_features: Any, seed: Any = None) -> RawGraph:
+def _build(
+    edges: np.ndarray,
+    num_nodes: Any,
+    node_features: Any,
+    edge_features: Any,
+    seed: Any = None,
+    unused: Iterable[Any] = (),
+) -> RawGraph:
     """Check the parts against each other. Without `num_nodes`, rows of features count, and else the highest node."""
     if num_nodes is None and node_features is not None:
-        num_nodes = len(node_features)
+        try:
+            num_nodes = len(node_features)
+        except TypeError as error:
+            raise TypeError(f"node features must be a table of a row for each node, got {node_features!r}.") from error
     if num_nodes is None and len(edges):
         num_nodes = int(edges.max()) + 1
+        if num_nodes > max(10_000, 100 * edges.size):
+            raise ValueError(
+                f"{len(edges)} edges join nodes of up to {num_nodes - 1}, so that nearly all nodes would have none; "
+                "number the nodes from 0, as with numpy.unique(edges, return_inverse=True), or give num_nodes."
+            )
     if isinstance(num_nodes, bool) or not isinstance(num_nodes, Integral | None):
         num_nodes = _scalar(num_nodes, "num_nodes")
     if not num_nodes or num_nodes < 1:
         raise ValueError(f"a graph must have at least one node, got num_nodes={num_nodes}; leave empty graphs out.")
+    if num_nodes > _MOST_NODES:
+        raise ValueError(f"num_nodes must be at most {_MOST_NODES}, got {num_nodes}; number the nodes from 0.")
     num_nodes = int(num_nodes)
     wrong = (edges < 0) | (edges >= num_nodes)
     if wrong.any():
@@ -162,11 +185,12 @@ def _build(edges: np.ndarray, num_nodes: Any, node_features: Any, edge_features:
         if not 0 <= seed < num_nodes:
             raise ValueError(f"seed must be one of the {num_nodes} nodes, numbered from 0, got {seed}.")
     node_table = to_table(node_features, "node features", num_nodes)
-    return RawGraph(num_nodes, edges, node_table, to_table(edge_features, "edge features", len(edges)), seed)
+    edge_table = to_table(edge_features, "edge features", len(edges))
+    return RawGraph(num_nodes, edges, node_table, edge_table, seed, frozenset(map(str, unused)))
 
 
 def _scalar(value: Any, name: str) -> int:
-    array = np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value)
+    array = to_array(value)
     if array.size != 1 or array.dtype.kind not in "iu":
         raise TypeError(f"{name} must be an integer, got {value!r}.")
     return int(array.item())
@@ -176,7 +200,7 @@ def _edges(values: Any, name: str) -> np.ndarray:
     """`(edges, 2)` int64 from a list of pairs, or from the two rows of an `edge_index`."""
     by_rows = name == "edge_index"
     try:
-        array = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values)
+        array = to_array(values)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{name} must be an array of integers: {error}.") from error
     if not array.size:
@@ -207,7 +231,10 @@ def _from_data(data: Any) -> RawGraph:
         num_nodes = data.num_nodes
     node_features, edge_features = _pick(fields, "node_features")[1], _pick(fields, "edge_features")[1]
     pairs = _edges(data.edge_index, "edge_index")
-    return _build(pairs, num_nodes, node_features, edge_features, getattr(data, "seed", None))
+    seed = getattr(data, "seed", None)
+    if seed is None and getattr(data, "n_id", None) is not None and getattr(data, "batch_size", None) == 1:
+        seed = 0  # a NeighborLoader puts the nodes first that it sampled around
+    return _build(pairs, num_nodes, node_features, edge_features, seed)
 
 
 def _from_mapping(sample: Mapping, node_attributes: Sequence[str], edge_attributes: Sequence[str]) -> RawGraph:
@@ -217,6 +244,10 @@ def _from_mapping(sample: Mapping, node_attributes: Sequence[str], edge_attribut
         raise ValueError(f"a graph has no part {unknown}; it may have {sorted(known)}.")
     name, edges = _pick(sample, "edges")
     if name is None and isinstance(sample.get("smiles"), str):
+        if others := [key for key in sample if key not in ("smiles", *_IGNORED) and sample[key] is not None]:
+            raise ValueError(
+                f"'smiles' is a whole graph, but the dict holds {others} too; leave them out, or add edges."
+            )
         return _from_data(_from_molecule(sample["smiles"]))
     if name is None and sample.get("num_nodes") is None and sample.get("nodes") is None:
         raise ValueError(
@@ -251,15 +282,22 @@ def _from_tables(
             row, column = np.argwhere(pairs < 0)[0]
             raise ValueError(f"edge {row} names node {ends[row, column]}, which the index of 'nodes' lacks.")
     num_nodes = sample.get("num_nodes") if nodes is None else len(nodes)
-    node_features = _columns(nodes, node_attributes, "nodes")
-    return _build(pairs, num_nodes, node_features, _columns(edges, edge_attributes, "edges"), sample.get("seed"))
+    node_features = _columns(sample, "node_features", nodes, node_attributes)
+    edge_features = _columns(sample, "edge_features", edges, edge_attributes)
+    unused = [*edges.columns[2:]] if edge_features is None else []
+    unused += [*nodes.columns] if node_features is None and nodes is not None else []
+    return _build(pairs, num_nodes, node_features, edge_features, sample.get("seed"), unused)
 
 
-def _columns(table: Any, names: Sequence[str], part: str) -> np.ndarray | None:
+def _columns(sample: Mapping, part: str, table: Any, names: Sequence[str]) -> Any:
+    """Features in an array of their own, or else the named columns."""
+    given, array = _pick(sample, part)
     if table is None or not names:
-        return None
+        return array
+    if given is not None:
+        raise ValueError(f"{given!r} and the columns {list(names)} are both given as {part}; leave one out.")
     if missing := [name for name in names if name not in table.columns]:
-        raise ValueError(f"the table {part!r} lacks columns {missing}; it has {list(table.columns)}.")
+        raise ValueError(f"the table lacks columns {missing} for {part}; it has {list(table.columns)}.")
     return np.stack([table[name].to_numpy(dtype=object) for name in names], axis=1)
 
 
@@ -270,13 +308,21 @@ def _from_networkx(
     places = {node: place for place, node in enumerate(graph.nodes)}
     triples = list(graph.edges(data=True))
     pairs = np.array([(places[u], places[v]) for u, v, _ in triples], np.int64).reshape(-1, 2)
-    node_features = _attributes([(node, data) for node, data in graph.nodes(data=True)], node_attributes, "node")
-    edge_features = _attributes([((u, v), data) for u, v, data in triples], edge_attributes, "edge")
+    nodes, links = list(graph.nodes(data=True)), [((u, v), data) for u, v, data in triples]
+    node_features = _attributes(nodes, node_attributes, "node")
+    edge_features = _attributes(links, edge_attributes, "edge")
+    # Those of the first item, as others have the same.
+    unused = [
+        name
+        for items, names in ((nodes, node_attributes), (links, edge_attributes))
+        for _, data in items[: 0 if names else 1]
+        for name in data
+    ]
     if directed and not graph.is_directed():  # then both directions are there
         back = pairs[:, 0] != pairs[:, 1]
         pairs = np.concatenate([pairs, pairs[back, ::-1]])
         edge_features = None if edge_features is None else np.concatenate([edge_features, edge_features[back]])
-    return _build(pairs, len(places), node_features, edge_features)
+    return _build(pairs, len(places), node_features, edge_features, unused=unused)
 
 
 def _attributes(items: list[tuple[Any, dict]], names: Sequence[str], part: str) -> np.ndarray | None:
