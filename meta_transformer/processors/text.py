@@ -21,7 +21,7 @@ from transformers import BatchFeature, PreTrainedTokenizerBase
 
 from .base import ModalityProcessor, errors_at, pad_to_longest, several
 from .readers.arrays import to_array
-from .vocabulary import BYTES, encode, load_tokenizer, special_frame, train_bpe
+from .vocabulary import BYTES, check_characters, encode, load_tokenizer, special_frame, train_bpe
 
 __all__ = ["TextProcessor", "pool_windows"]
 
@@ -58,7 +58,6 @@ class TextProcessor(ModalityProcessor):
     ) -> None:
         super().__init__(max_length=max_length, long_text=long_text, **kwargs)
         self.tokenizer, self._stored = load_tokenizer(tokenizer)
-        self.tokenizer.padding_side = "right"
         self._vocab_size = max(self.tokenizer.get_vocab().values()) + 1
         self._frame = special_frame(self.tokenizer)
         if long_text not in get_args(LongText):
@@ -263,13 +262,7 @@ def _as_list(samples: Any) -> list[Any]:
 def _is_text(sample: Any) -> bool:
     """Whether a sample is text and not token ids; anything else is refused."""
     if isinstance(sample, str):
-        try:
-            sample.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(
-                f"the text holds half a character, {sample[error.start]!r} at {error.start}; replace such with "
-                "text.encode('utf-8', 'replace').decode()."
-            ) from error
+        check_characters(sample)
         return True
     if isinstance(sample, list | tuple | np.ndarray | Tensor):
         return False

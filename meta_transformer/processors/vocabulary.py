@@ -2,13 +2,16 @@
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from os import PathLike
 from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-__all__ = ["BYTES", "encode", "load_tokenizer", "special_frame", "train_bpe"]
+from .base import errors_at
+
+__all__ = ["BYTES", "check_characters", "encode", "load_tokenizer", "special_frame", "train_bpe"]
 
 BYTES = "bytes"
 _PAD, _END = "<pad>", "</s>"  # special tokens of trained tokenizers
@@ -109,11 +112,33 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str], special_tokens:
     )["input_ids"]
 
 
+def check_characters(text: str) -> None:
+    """Refuse a text that has no UTF-8 form, with `ValueError`."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"the text holds half a character, {text[error.start]!r} at {error.start}; replace such with "
+            "text.encode('utf-8', 'replace').decode()."
+        ) from error
+
+
 def special_frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """The special tokens that the tokenizer puts before and after every text."""
-    (framed,), (bare,) = (encode(tokenizer, ["a"], special) for special in (True, False))
-    start = next((i for i in range(len(framed)) if framed[i : i + len(bare)] == bare), 0)
-    return framed[:start], framed[start + len(bare) :]
+    """The special tokens that the tokenizer puts before and after every text.
+
+    Raises:
+        ValueError: No text is left whole between them.
+    """
+    ordinary = sorted(set(tokenizer.get_vocab().values()) - set(tokenizer.added_tokens_decoder))
+    # A tokenizer without a token for unknown text drops what it does not know, so its own tokens are tried too.
+    for text in chain("a", map(tokenizer.decode, ordinary)):
+        (framed,), (bare,) = (encode(tokenizer, [text], special) for special in (True, False))
+        starts = [i for i in range(len(framed)) if bare and framed[i : i + len(bare)] == bare]
+        if starts:
+            return framed[: starts[0]], framed[starts[0] + len(bare) :]
+    raise ValueError(
+        f"Cannot tell which special tokens the {type(tokenizer).__name__} puts around a text; give another tokenizer."
+    )
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:
@@ -141,6 +166,8 @@ def _strings(texts: Iterable[str]) -> Iterator[str]:
     for index, text in enumerate(texts):
         if not isinstance(text, str):
             raise TypeError(f"texts[{index}] must be a string, got {type(text).__name__}; leave missing texts out.")
+        with errors_at(f"texts[{index}]"):
+            check_characters(text)
         yield text
     if index < 0:
         raise ValueError("There are no texts to train on; an iterator can be read only once.")

@@ -19,50 +19,20 @@ from transformers import (
     CanineTokenizer,
     CLIPTokenizer,
     GPT2Tokenizer,
-    PreTrainedTokenizerBase,
     pipeline,
 )
 
 from meta_transformer import MetaTransformerConfig, MetaTransformerForClassification, MetaTransformerProcessor
-from meta_transformer.processors.text import TextProcessor, pool_windows
+from meta_transformer.processors.text import TextProcessor
 from tests.support.fuzz import finite_or_refused
+from tests.support.texts import bert, clip, rows
 
 ODD = ["", " ", "Ünïcödé 日本語 🙂", "tab\tand\nline", "UPPER lower", "a\0b", "x" * 300]
 
 
 @pytest.fixture(scope="module")
-def sentences() -> list[str]:
-    """Sentences of reviews, or generated ones where there is no data."""
-    data = os.environ.get("META_TRANSFORMER_DATA")
-    if data:
-        return pd.read_csv(Path(data) / "text/sst2/data.csv", nrows=300)["text"].tolist()
-    random = np.random.default_rng(0)
-    words = ["naïve", *("".join(random.choice(list("aeilnorst"), size=random.integers(2, 9))) for _ in range(200))]
-    return [" ".join(random.choice(words, size=random.integers(3, 30))) for _ in range(300)]
-
-
-@pytest.fixture(scope="module")
 def trained(sentences: list[str]) -> TextProcessor:
     return TextProcessor.train_from_iterator(iter(sentences), vocab_size=400)
-
-
-def bert() -> BertTokenizer:
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "film", "is", "good", "un", "##funny", "!", "a"]
-    return BertTokenizer(vocab={word: index for index, word in enumerate(words)})
-
-
-def clip() -> CLIPTokenizer:
-    characters = [chr(code) for code in range(33, 127)]
-    words = ["<|startoftext|>", "<|endoftext|>", *characters, *(f"{each}</w>" for each in characters), "th", "the</w>"]
-    vocabulary = {word: index for index, word in enumerate(words)}
-    return CLIPTokenizer(vocab=vocabulary, merges=[("t", "h"), ("th", "e</w>")])
-
-
-def rows(processor: TextProcessor, samples: object) -> list[list[int]]:
-    """The ids of each sample without padding."""
-    batch = processor(samples)
-    mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"], dtype=torch.bool))
-    return [ids[real].tolist() for ids, real in zip(batch["input_ids"], mask, strict=True)]
 
 
 def restored(processor: TextProcessor, folder: Path) -> TextProcessor:
@@ -182,6 +152,7 @@ def test_training_is_repeatable_and_keeps_to_the_size(sentences: list[str]) -> N
         ([], 300, ValueError, "no texts to train on"),
         ("one text", 300, TypeError, "got one string"),
         (["a", None], 300, TypeError, r"texts\[1\] must be a string, got NoneType"),
+        (["a", "b\ud800"], 300, ValueError, r"texts\[1\]: the text holds half a character, '.ud800' at 1"),
         (["a"], 257, ValueError, "at least 258, got 257"),
         (["a"], 1e4, ValueError, "must be an integer"),
     ],
@@ -237,6 +208,18 @@ def test_a_slow_tokenizer_is_saved_by_its_name(tmp_path: Path) -> None:
         TextProcessor(tokenizer=CanineTokenizer())
 
 
+def test_a_tokenizer_stays_as_its_owner_set_it() -> None:
+    tokenizer = ByT5Tokenizer(padding_side="left")
+    assert TextProcessor(tokenizer=tokenizer)(["abc", "a"])["attention_mask"][1].tolist() == [1, 1, 0, 0]
+    assert tokenizer.padding_side == "left"
+
+
+def test_a_tokenizer_without_any_word_of_its_own_is_refused() -> None:
+    silent = Tokenizer(models.BPE({"ab": 0, "cd": 1}, []))  # drops all letters, as no merge makes these of them
+    with pytest.raises(ValueError, match="Cannot tell which special tokens"):
+        TextProcessor(tokenizer=silent)
+
+
 def test_a_name_that_cannot_be_fetched_is_refused() -> None:
     with pytest.raises(ValueError, match=r"Cannot load the tokenizer 'no/such/folder'.*'bytes'"):
         TextProcessor(tokenizer="no/such/folder")
@@ -269,90 +252,6 @@ def test_a_tokenizer_that_does_more_than_its_json_is_refused() -> None:
 
     with pytest.raises(ValueError, match=r"does more than its tokenizer.json says"):
         TextProcessor(tokenizer=Reversed(vocab={**bert().get_vocab(), "fox": 13, "日": 14}))
-
-
-# Long texts
-
-
-@pytest.mark.parametrize("make", [bert, clip, ByT5Tokenizer])
-def test_truncation_is_transformers(make: object, sentences: list[str]) -> None:
-    tokenizer: PreTrainedTokenizerBase = make()
-    processor = TextProcessor(tokenizer=tokenizer, max_length=7)
-    with pytest.warns(UserWarning):
-        ours = rows(processor, sentences[:20])
-    assert ours == make()(sentences[:20], truncation=True, max_length=7)["input_ids"]
-
-
-def test_truncation_says_once_how_many_texts_it_cut() -> None:
-    with pytest.warns(UserWarning) as warned:
-        TextProcessor(max_length=4)(["abc", "abcd", "abcdef"])
-    assert [str(each.message) for each in warned] == [
-        "2 of 3 texts were cut to max_length=4 tokens, the longest of 7. windows() would keep all of them."
-    ]
-
-
-@pytest.mark.filterwarnings("error")
-def test_texts_that_fit_are_not_warned_about() -> None:
-    TextProcessor(max_length=4)(["abc", ""])
-
-
-def test_long_texts_are_refused_on_request() -> None:
-    with pytest.raises(ValueError, match=r"text\[1\]: 5 tokens are more than max_length=4; enlarge it"):
-        TextProcessor(max_length=4, long_text="error")(["abc", "abcd"])
-
-
-@pytest.mark.parametrize("stride", [0, 1, 4])
-@pytest.mark.parametrize("make", [bert, clip])
-def test_windows_are_those_of_transformers(make: object, stride: int, sentences: list[str]) -> None:
-    batch, mapping = TextProcessor(tokenizer=make(), max_length=8).windows(sentences[:20], stride=stride)
-    theirs = make()(
-        sentences[:20],
-        truncation=True,
-        max_length=8,
-        stride=stride,
-        return_overflowing_tokens=True,
-        padding=True,
-        return_tensors="pt",
-    )
-    assert torch.equal(batch["attention_mask"].long(), theirs["attention_mask"])
-    assert torch.equal(batch["input_ids"][batch["attention_mask"]], theirs["input_ids"][batch["attention_mask"]])
-    assert torch.equal(mapping, theirs["overflow_to_sample_mapping"])
-
-
-def test_windows_keep_every_byte() -> None:
-    text = "".join(chr(97 + i % 26) for i in range(100))
-    batch, mapping = TextProcessor(max_length=8).windows([text, "ab"])
-    assert mapping.tolist() == [0] * 15 + [1]
-    kept = [row[mask][:-1] - 3 for row, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
-    assert bytes(torch.cat(kept).tolist()).decode() == text + "ab"
-    assert all(row[mask][-1] == 1 for row, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True))
-
-
-def test_ids_without_special_tokens_are_cut_without() -> None:
-    batch, _ = TextProcessor(tokenizer=bert(), max_length=4).windows([[5, 6, 7, 8, 5]])
-    assert batch["input_ids"].tolist() == [[5, 6, 7, 8], [5, 0, 0, 0]]
-
-
-def test_pooled_windows_are_the_mean_of_each_sample() -> None:
-    values = torch.randn(6, 2, 3, requires_grad=True)
-    mapping = torch.tensor([0, 0, 0, 1, 2, 2])
-    expected = torch.stack([values[mapping == index].mean(dim=0) for index in range(3)])
-    torch.testing.assert_close(pool_windows(values, mapping), expected)
-    pool_windows(values, mapping).sum().backward()
-    torch.testing.assert_close(values.grad[:, 0, 0], torch.tensor([1 / 3] * 3 + [1] + [1 / 2] * 2))
-
-
-@pytest.mark.parametrize("mapping", [[0, 1], [0.0, 0.0, 1.0], [[0, 0, 1]], [0, 2, 2]])
-def test_a_mapping_that_does_not_fit_is_refused(mapping: list) -> None:
-    with pytest.raises(ValueError, match="one integer for each of the 3 windows|Sample 1 has no window"):
-        pool_windows(torch.zeros(3, 2), torch.tensor(mapping))
-
-
-def test_windows_need_a_length_and_room() -> None:
-    with pytest.raises(ValueError, match=r"set TextProcessor\(max_length="):
-        TextProcessor().windows("abc")
-    with pytest.raises(ValueError, match=r"stride must be an integer in 0\.\.1 for this max_length, got 2"):
-        TextProcessor(tokenizer=bert(), max_length=4).windows("the film", stride=2)
 
 
 # Bad input
