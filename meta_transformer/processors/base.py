@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from itertools import chain
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -68,12 +69,21 @@ def pad_to_longest(samples: Sequence[Tensor], value: float = 0) -> tuple[Tensor,
     return padded, torch.arange(padded.shape[1]) < lengths[:, None] if ragged else None
 
 
+def _plain(value: Any) -> Any:
+    """A setting without numpy's types, which JSON does not have."""
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    if isinstance(value, dict):
+        return {name: _plain(each) for name, each in value.items()}
+    return type(value)(map(_plain, value)) if type(value) in (list, tuple) else value
+
+
 class ModalityProcessor(FeatureExtractionMixin):
     """Base of the processors. They run on the CPU and hold no weights, only settings that JSON can store.
 
     A subclass passes its settings, all of them keyword-only, to `super().__init__`; they become attributes and the
-    saved state. What it learns from data in `fit` is kept in settings too. It defines `__call__`, whose first parameter
-    are the samples.
+    saved state. What it learns from data in `fit` is kept in settings too, and set when all of it is known, so that a
+    `fit` that fails changes nothing. It defines `__call__`, whose first parameter are the samples.
     """
 
     # Keyword arguments that `__call__` needs for what `dummy_samples` makes.
@@ -83,7 +93,11 @@ class ModalityProcessor(FeatureExtractionMixin):
         known = self._setting_names()
         if unknown := sorted(set(settings) - known - {"feature_extractor_type", "processor_class"}):
             raise TypeError(f"{type(self).__name__} has no setting {unknown}. It has {sorted(known)}.")
-        super().__init__(**settings)
+        super().__init__(**{name: _plain(value) for name, value in settings.items()})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings; attributes that begin with an underscore are none."""
+        return {name: value for name, value in super().to_dict().items() if name[0] != "_"}
 
     @classmethod
     def _setting_names(cls) -> set[str]:

@@ -6,6 +6,7 @@ batch, and `pixel_mask` `(batch, height, width)`, true where there is image, if 
 
 import struct
 from io import BytesIO
+from numbers import Integral, Real
 from os import PathLike
 from typing import Any, ClassVar, Literal
 
@@ -66,7 +67,7 @@ class ImageProcessor(ModalityProcessor):
         float_range: tuple[float, float] | list[float] = (0.0, 1.0),
         **kwargs: Any,
     ) -> None:
-        if not isinstance(num_channels, int) or num_channels < 1:
+        if not isinstance(num_channels, Integral) or num_channels < 1:
             raise ValueError(f"num_channels must be an integer of at least 1, got {num_channels!r}.")
         for name, value in (("image_mean", image_mean), ("image_std", image_std)):
             if isinstance(value, list | tuple) and len(value) != num_channels:
@@ -77,7 +78,7 @@ class ImageProcessor(ModalityProcessor):
             raise ValueError(f"image_std must be positive, got {image_std}.")
         for name, value in (("size", size), ("crop_size", crop_size)):
             sides = value if isinstance(value, list | tuple) and len(value) == 2 else [value]
-            if value is not None and not all(isinstance(side, int) and side >= 1 for side in sides):
+            if value is not None and not all(isinstance(side, Integral) and side >= 1 for side in sides):
                 raise ValueError(f"{name} must be one positive number of pixels or two, or None, got {value!r}.")
         check_range("float_range", float_range)
         if interpolation not in ("bicubic", "bilinear", "nearest-exact"):
@@ -293,7 +294,7 @@ def check_range(name: str, value: Any) -> None:
         value: The setting.
     """
     numbers = list(value) if isinstance(value, list | tuple) else []
-    if len(numbers) != 2 or not all(isinstance(each, int | float) for each in numbers):
+    if len(numbers) != 2 or not all(isinstance(each, Real) for each in numbers):
         raise ValueError(f"{name} must be two numbers, the lowest and the highest value, got {value!r}.")
     if not np.isfinite(numbers).all() or numbers[0] >= numbers[1]:
         raise ValueError(f"{name} must be finite, the lower value first, got {value!r}.")

@@ -4,6 +4,7 @@ A radiometric or a radiographic image holds more than the 256 grey levels of a p
 `WindowedImageProcessor` cuts a window out of them, for infrared and X-ray images alike.
 """
 
+from copy import copy
 from typing import Any, Literal
 
 import numpy as np
@@ -81,17 +82,19 @@ class WindowedImageProcessor(ImageProcessor):
         if kwargs:
             raise TypeError(f"{type(self).__name__}.fit takes no argument {sorted(kwargs)}.")
         samples = self._as_list(samples)
+        fitted = copy(self)
         if fix_window:
-            self.intensity_window = self._common_window(samples, input_data_format)
+            fitted.intensity_window = self._common_window(samples, input_data_format)
         count, total, squares = 0, torch.zeros(self.num_channels).double(), torch.zeros(self.num_channels).double()
         for index, sample in enumerate(samples):
             with errors_at(f"{self.word}[{index}]"):
-                pixels = self._decode(sample, input_data_format).double().flatten(1)
+                pixels = fitted._decode(sample, input_data_format).double().flatten(1)
             count, total = count + pixels.shape[1], total + pixels.sum(dim=1)
             squares = squares + pixels.square().sum(dim=1)
         std = (squares / count - (total / count).square()).clamp(min=0).sqrt()
         if (std < 1e-6).any():
             raise ValueError("image_std cannot be fitted: all values of a channel are the same; fit on other samples.")
+        self.intensity_window = fitted.intensity_window
         self.image_mean, self.image_std = (total / count).tolist(), std.tolist()
         return self
 

@@ -9,6 +9,8 @@ Calendar features lie in -0.5..0.5 as in Informer (Zhou et al. 2021, appendix B)
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
+from numbers import Integral
 from os import PathLike
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -91,7 +93,7 @@ class TimeSeriesProcessor(ModalityProcessor):
         statistics = check_statistics(means, stds, num_channels)
         if num_channels is None and means is not None:
             num_channels = len(means)
-        if num_channels is not None and (not isinstance(num_channels, int) or num_channels < 1):
+        if num_channels is not None and (not isinstance(num_channels, Integral) or num_channels < 1):
             raise ValueError(f"num_channels must be a positive integer or None, got {num_channels!r}.")
         super().__init__(
             num_channels=num_channels,
@@ -101,6 +103,7 @@ class TimeSeriesProcessor(ModalityProcessor):
             **statistics,
             **kwargs,
         )
+        self._chosen = (self.num_channels, self.channels)  # not learned, so that `fit` keeps to them
 
     def tokenizer_config(self) -> dict[str, Any]:
         return {"num_channels": self.num_channels, "num_time_features": len(self.time_features)}
@@ -148,6 +151,8 @@ class TimeSeriesProcessor(ModalityProcessor):
     def fit(self, samples: Any, **kwargs: Any) -> "TimeSeriesProcessor":
         """Learn the channels and, over all observed values, the mean and standard deviation of each.
 
+        What was learned before is forgotten; `num_channels` and `channels` that the processor was made with hold.
+
         Args:
             samples: As of `__call__`; an iterator is consumed series by series.
             kwargs: None.
@@ -162,10 +167,11 @@ class TimeSeriesProcessor(ModalityProcessor):
         """
         if kwargs:
             raise TypeError(f"{type(self).__name__}.fit takes no argument {sorted(kwargs)}.")
-        statistics, first = ChannelStatistics(), None
+        statistics, first, reader = ChannelStatistics(), None, copy(self)
+        reader.num_channels, reader.channels = self._chosen
         for index, sample in enumerate(samples_of(samples, "time_series", rows=1)):
             with errors_at(f"time_series[{index}]"):
-                read = self._read(sample)
+                read = reader._read(sample)
                 first = first or read
                 if read.values.shape[1] != first.values.shape[1] or read.names != first.names:
                     raise ValueError(
@@ -176,7 +182,7 @@ class TimeSeriesProcessor(ModalityProcessor):
                 statistics.update(read.values)
         means, stds = statistics.result()
         self.means, self.stds, self.num_channels = means, stds, len(means)
-        self.channels = (first.names if first else None) or self.channels
+        self.channels = (first.names if first else None) or reader.channels
         return self
 
     def _read(self, sample: Any) -> _Series:

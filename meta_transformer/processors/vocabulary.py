@@ -131,7 +131,7 @@ def special_frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[i
     """
     ordinary = sorted(set(tokenizer.get_vocab().values()) - set(tokenizer.added_tokens_decoder))
     # A tokenizer without a token for unknown text drops what it does not know, so its own tokens are tried too.
-    for text in chain("a", map(tokenizer.decode, ordinary)):
+    for text in chain("a", (str(tokenizer.decode([each])) for each in ordinary)):
         (framed,), (bare,) = (encode(tokenizer, [text], special) for special in (True, False))
         starts = [i for i in range(len(framed)) if bare and framed[i : i + len(bare)] == bare]
         if starts:

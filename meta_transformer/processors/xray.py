@@ -4,6 +4,7 @@ Leaves: `xray_values` `(batch, channels, height, width)`, normalised, padded wit
 batch, and `xray_mask` `(batch, height, width)`, true where there is image, if the images differ in size.
 """
 
+from numbers import Integral
 from typing import Any, ClassVar
 
 import numpy as np
@@ -53,7 +54,7 @@ class XrayProcessor(WindowedImageProcessor):
         **image_settings: Any,
     ) -> None:
         for name, value in (("frame", frame), ("voi_index", voi_index)):
-            if value is not None and (not isinstance(value, int) or value < 0):
+            if value is not None and (not isinstance(value, Integral) or value < 0):
                 raise ValueError(f"{name} must be None or a number counted from 0, got {value!r}.")
         super().__init__(
             num_channels=num_channels,

@@ -1,11 +1,15 @@
 """Processors of every modality."""
 
+import inspect
+import json
+
 import numpy as np
 import pytest
 import torch
 from transformers import AutoProcessor
 
 from meta_transformer import MetaTransformerConfig, MetaTransformerProcessor
+from meta_transformer.processors.base import ModalityProcessor
 from meta_transformer.registry import MODALITIES
 
 
@@ -51,3 +55,28 @@ def test_refuses_an_unknown_argument(modality_case):
 def test_refuses_an_unknown_setting(modality_case):
     with pytest.raises(TypeError, match="no_such_setting"):
         MODALITIES[modality_case.modality].processor_class(no_such_setting=1)
+
+
+def test_a_fit_that_raises_changes_nothing(modality_case):
+    processor = modality_case.processor().processors[modality_case.modality]
+    if type(processor).fit is ModalityProcessor.fit:
+        pytest.skip("nothing to fit")
+    state, samples = processor.to_dict(), modality_case.samples(8, seed=1)
+    rows = samples.to_dict("records") if hasattr(samples, "to_dict") else list(samples)
+    with pytest.raises((ValueError, TypeError)):
+        processor.fit([*rows, object()], **modality_case.raw)
+    assert processor.to_dict() == state
+
+
+def test_numbers_of_numpy_are_settings_that_json_can_store_or_refused(modality_case):
+    processor_class = MODALITIES[modality_case.modality].processor_class
+    kinds = {int: np.int64, float: np.float32}
+    for name, parameter in inspect.signature(processor_class.__init__).parameters.items():
+        if kind := kinds.get(type(parameter.default)):
+            try:
+                state = processor_class(**{name: kind(parameter.default)}).to_dict()
+            except ValueError as error:
+                assert name in str(error)
+            else:
+                assert json.loads(json.dumps(state)) == state
+                assert state[name] == pytest.approx(parameter.default)

@@ -223,6 +223,15 @@ def test_images_without_contrast_cannot_be_fitted():
         InfraredProcessor().fit(flat, fix_window=True)
 
 
+def test_a_fit_that_fails_leaves_the_window():
+    processor, colour = InfraredProcessor(num_channels=3), RANDOM.random((3, 8, 8))
+    state = processor.to_dict()
+    colour[2] = 0.5
+    with pytest.raises(ValueError, match="image_std cannot be fitted"):
+        processor.fit([colour], fix_window=True)
+    assert processor.to_dict() == state
+
+
 def test_fit_takes_no_unknown_argument():
     with pytest.raises(TypeError, match="sampling_rate"):
         InfraredProcessor().fit([KELVIN], sampling_rate=1)

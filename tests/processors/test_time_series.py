@@ -237,6 +237,19 @@ def test_fit_learns_the_names_and_their_order(hourly: pd.DataFrame) -> None:
     assert torch.equal(processor(swapped)["past_values"], processor(hourly)["past_values"])
 
 
+def test_fit_forgets_what_it_learned_before(hourly: pd.DataFrame) -> None:
+    again = TimeSeriesProcessor().fit(hourly).fit({"gas": [1.0, 2.0], "wind": [0.0, 1.0], "sun": [3.0, 5.0]})
+    assert (again.num_channels, again.channels) == (3, ["gas", "wind", "sun"])
+    assert again.fit(np.ones((5, 1))).to_dict() == TimeSeriesProcessor().fit(np.ones((5, 1))).to_dict()
+
+
+def test_fit_keeps_to_the_channels_of_the_settings(hourly: pd.DataFrame) -> None:
+    processor = TimeSeriesProcessor(channels=["oil"]).fit(hourly).fit(hourly[:20])
+    assert processor.channels == ["oil"]
+    with pytest.raises(ValueError, match="3 channels, but this processor is set to 1"):
+        processor.fit(np.zeros((4, 3)))
+
+
 def test_channels_choose_columns() -> None:
     table = {"a": [1, 2], "b": [3, 4], "name": ["x", "y"]}
     assert values(table, channels=["b", "a"]).tolist() == [[[3, 1], [4, 2]]]
