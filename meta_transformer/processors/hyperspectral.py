@@ -21,7 +21,7 @@ from transformers import BatchFeature
 
 from .band_statistics import Moments, check_sensor, describe_sensor, find_sensors, is_same_sensor
 from .base import ModalityProcessor, errors_at
-from .readers.cubes import Cube, DataFormat, as_cube, check_data_format, check_wavelengths, numbers_of
+from .readers.cubes import Cube, DataFormat, as_cube, check_data_format, check_wavelengths, numbers_of, spectra_of
 
 __all__ = ["HyperspectralProcessor"]
 
@@ -45,8 +45,7 @@ class HyperspectralProcessor(ModalityProcessor):
             mean 0 and standard deviation 1 over all values of each sample, for sensors that `fit` cannot see; or
             `"none"`.
         spectral_positions: `"wavelength"` if the tokenizer is to place bands by their wavelengths, which all samples
-            then need, `"index"` if by their number. `None`: `fit` chooses the first if all its samples have
-            wavelengths.
+            then need, `"index"` if by their number. `None`: the first if all samples of `fit` have wavelengths.
         bad_bands: Numbers of bands that are left out of every sample, from 0, such as those that water vapour absorbs.
         no_data: A value that stands for no measurement, beside NaN. Samples that hold it are refused.
         sensors: Learned: for each sensor a dict of `wavelengths` (or `None`), `center` and `scale`, lists of one
@@ -88,7 +87,7 @@ class HyperspectralProcessor(ModalityProcessor):
         )
 
     def tokenizer_config(self) -> dict[str, Any]:
-        return {"spectral_positions": self.spectral_positions or "index"}
+        return {"spectral_positions": self._positions() or "index"}
 
     def __call__(
         self,
@@ -106,7 +105,8 @@ class HyperspectralProcessor(ModalityProcessor):
             samples: Each a path of a MATLAB, `.npy`, ENVI or TIFF file, an image of the package spectral, a dict
                 `{"array" or "path", "wavelengths", "variable"}`, or a numpy or torch array or list of numbers:
                 `(bands,)` a spectrum, `(height, width, bands)` a patch or cube. One array of 2 dimensions holds
-                spectra `(samples, bands)`, one of 4 patches `(samples, height, width, bands)`.
+                spectra `(samples, bands)`, one of 4 patches `(samples, height, width, bands)`. Or one pandas table, a
+                spectrum in each row, the columns named by their wavelengths or counted from 0.
             wavelengths: Centres of the bands in nm, for samples that do not carry their own.
             input_data_format: `"channels_first"` if arrays are `(bands, height, width)`.
             variable: Which variable of MATLAB files; by default the only one of three dimensions.
@@ -183,15 +183,19 @@ class HyperspectralProcessor(ModalityProcessor):
         missing = sum(each.wavelengths is None for each in found)
         if self.spectral_positions == "wavelength" and missing:
             raise ValueError("Some samples have no wavelengths; pass wavelengths=, or set spectral_positions='index'.")
+        if self.spectral_positions is None and 0 < missing < len(found):
+            raise ValueError(
+                "Some samples have wavelengths and others have not; give all of them theirs, or set "
+                "spectral_positions='index'."
+            )
         self.sensors = [self._statistics(each) for each in found]
-        if self.spectral_positions is None:
-            if 0 < missing < len(found):
-                raise ValueError(
-                    "Some samples have wavelengths and others have not; give all of them theirs, or set "
-                    "spectral_positions='index'."
-                )
-            self.spectral_positions = "index" if missing else "wavelength"
         return self
+
+    def _positions(self) -> str | None:
+        """The setting, or what follows from the sensors of `fit`; `None` before it."""
+        if self.spectral_positions is not None or self.sensors is None:
+            return self.spectral_positions
+        return "index" if any(sensor["wavelengths"] is None for sensor in self.sensors) else "wavelength"
 
     def _statistics(self, moments: Moments) -> dict[str, Any]:
         """What `sensors` holds of one sensor."""
@@ -216,14 +220,16 @@ class HyperspectralProcessor(ModalityProcessor):
     ) -> Iterator[_Stack]:
         """The samples, checked, without bad bands; an array of many samples at once."""
         check_data_format(data_format)
-        if isinstance(samples, np.ndarray | Tensor) and samples.dtype != object and samples.ndim in (2, 4):
+        table = hasattr(samples, "columns") and hasattr(samples, "to_numpy")
+        array = isinstance(samples, np.ndarray | Tensor) and samples.dtype != object
+        if table or (array and samples.ndim in (2, 4)):
             with errors_at("hyperspectral"):
-                values = numbers_of(samples)
+                values, own = spectra_of(samples) if table else (numbers_of(samples), None)
                 if values.ndim == 2:
                     values = values[:, None, None]
                 elif data_format == "channels_first":
                     values = np.moveaxis(values, 1, -1)
-                stack = self._checked(values, Cube(values[0]), wavelengths)
+                stack = self._checked(values, Cube(values[0], own), wavelengths)
             yield stack
             return
         for index, sample in enumerate(_one_by_one(samples)):
@@ -276,10 +282,10 @@ class HyperspectralProcessor(ModalityProcessor):
             values = values.astype(np.float32)
         if not np.isfinite(values).all():
             raise ValueError("normalised values are too large for single precision; scale the samples or fit on them.")
-        if self.spectral_positions == "index":
+        if self._positions() == "index":
             return values, None
         own = sensor.get("wavelengths") if stack.wavelengths is None else stack.wavelengths
-        if own is None and self.spectral_positions == "wavelength":
+        if own is None and self._positions() == "wavelength":
             raise ValueError(
                 "wavelengths are missing, and the tokenizer places bands by them; pass wavelengths=<nm of each band>."
             )
@@ -329,7 +335,7 @@ class HyperspectralProcessor(ModalityProcessor):
 def _one_by_one(samples: Any) -> Iterator[Any]:
     """The samples, be it one, a sequence or an iterator."""
     array = isinstance(samples, np.ndarray | Tensor) and samples.dtype != object
-    if array or isinstance(samples, str | PathLike | Mapping | Cube) or hasattr(samples, "open_memmap"):
+    if array or isinstance(samples, str | bytes | PathLike | Mapping | Cube) or hasattr(samples, "open_memmap"):
         yield samples
         return
     try:

@@ -1,12 +1,11 @@
-"""The hyperspectral processor and its files: against scikit-learn, scipy, spectral, h5py and numpy, on real scenes."""
+"""The hyperspectral processor: against scikit-learn and numpy, on real scenes."""
 
-import importlib
-import os
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.io
 import torch
@@ -14,36 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
-from spectral.io import envi
 
 from meta_transformer import MetaTransformerProcessor
 from meta_transformer.processors.hyperspectral import HyperspectralProcessor
-from meta_transformer.processors.readers.cubes import read_cube
+from tests.support.cubes import NM, matlab_scene, scene
 from tests.support.fuzz import finite_or_refused
-
-NM = np.linspace(400, 2500, 24).tolist()
-
-
-def scene(height: int = 12, width: int = 10, bands: int = 24, seed: int = 0) -> np.ndarray:
-    """Counts of a sensor: smooth spectra, brighter and darker from pixel to pixel."""
-    random = np.random.default_rng(seed)
-    shape = 800 + 500 * np.sin(np.linspace(0, 6, bands)) + random.normal(0, 30, (height, width, bands))
-    return (shape * random.uniform(0.5, 1.5, (height, width, 1))).astype(np.uint16)
-
-
-@pytest.fixture(scope="module")
-def matlab(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A MATLAB 5 file with a cube `data` and a map `map`: San Diego airport, or made up where there is no data."""
-    if folder := os.environ.get("META_TRANSFORMER_DATA"):
-        return Path(folder) / "hyperspectral/anomaly_scenes/sandiego_plane.mat"
-    path = tmp_path_factory.mktemp("cubes") / "scene.mat"
-    scipy.io.savemat(path, {"data": scene(), "map": np.zeros((12, 10), np.uint8)})
-    return path
-
-
-def save_envi(path: Path, cube: np.ndarray, interleave: str = "bil", **header: Any) -> Path:
-    envi.save_image(str(path), cube, interleave=interleave, metadata=header, force=True)
-    return path
 
 
 def values(processor: HyperspectralProcessor, samples: Any, **options: Any) -> np.ndarray:
@@ -55,8 +29,8 @@ def plain(**options: Any) -> HyperspectralProcessor:
 
 
 @pytest.mark.parametrize(("kind", "scaler"), [("standardize", StandardScaler), ("minmax", MinMaxScaler)])
-def test_bands_are_scaled_as_scikit_learn_does(matlab: Path, kind: str, scaler: type) -> None:
-    cube = scipy.io.loadmat(matlab)["data"]
+def test_bands_are_scaled_as_scikit_learn_does(tmp_path: Path, kind: str, scaler: type) -> None:
+    cube = scipy.io.loadmat(matlab_scene(tmp_path))["data"]
     train, test = cube[:6], cube[6:]
     processor = HyperspectralProcessor(normalization=kind).fit(train)
     expected = scaler().fit(train.reshape(-1, cube.shape[2])).transform(test.reshape(-1, cube.shape[2]))
@@ -83,134 +57,6 @@ def test_each_sample_can_be_normalised_by_itself() -> None:
         expected = ((cube - cube.mean()) / cube.std()).transpose(2, 0, 1)
         found = batch["hyperspectral_values"][index][batch["hyperspectral_mask"][index]]
         np.testing.assert_allclose(found.view(expected.shape), expected, atol=1e-4)
-
-
-def test_matlab_files_are_read_by_name_or_as_the_only_cube(matlab: Path, tmp_path: Path) -> None:
-    expected = scipy.io.loadmat(matlab)["data"]
-    for cube in (read_cube(matlab), read_cube(str(matlab), "data")):
-        np.testing.assert_array_equal(cube.values, expected)
-    with pytest.raises(ValueError, match="no variable 'cube'.*'data'"):
-        read_cube(matlab, "cube")
-    with pytest.raises(ValueError, match="not \\(height, width, bands\\)"):
-        read_cube(matlab, "map")
-    path = tmp_path / "two.mat"
-    scipy.io.savemat(path, {"a": scene(), "b": scene(seed=1)})
-    with pytest.raises(ValueError, match="2 variables of 3 dimensions"):
-        read_cube(path)
-    np.testing.assert_array_equal(values(plain(), path, variable="b"), values(plain(), scene(seed=1)))
-
-
-def test_matlab_7_3_files_are_read_in_their_order(tmp_path: Path) -> None:
-    h5py = pytest.importorskip("h5py")
-    cube, path = scene(5, 4, 6), tmp_path / "v73.mat"
-    with h5py.File(path, "w", userblock_size=512) as file:
-        file["data"] = cube.T  # as MATLAB writes it
-        file["map"] = np.zeros((4, 5))
-    header = b"MATLAB 7.3 MAT-file, Platform: GLNXA64".ljust(124) + b"\x00\x02IM"
-    with path.open("r+b") as file:
-        file.write(header)
-    np.testing.assert_array_equal(read_cube(path).values, cube)
-
-
-@pytest.mark.parametrize("interleave", ["bil", "bip", "bsq"])
-def test_envi_files_are_memory_mapped_with_their_wavelengths(tmp_path: Path, interleave: str) -> None:
-    cube = scene()
-    header = save_envi(tmp_path / "a.hdr", cube, interleave, wavelength=NM, **{"wavelength units": "Nanometers"})
-    for path in (header, tmp_path / "a.img"):
-        found = read_cube(path)
-        np.testing.assert_array_equal(found.values, cube)
-        assert isinstance(found.values, np.memmap)
-        assert found.wavelengths == pytest.approx(NM)
-    np.testing.assert_array_equal(values(plain(), envi.open(str(header))), values(plain(), cube))
-
-
-@pytest.mark.parametrize(
-    ("unit", "factor"), [("Micrometers", 1e-3), ("um", 1e-3), ("Unknown", 1e-3), ("Unknown", 1), ("Angstroms", 10)]
-)
-def test_wavelengths_of_headers_become_nanometres(tmp_path: Path, unit: str, factor: float) -> None:
-    nm = [value * factor for value in NM]
-    path = save_envi(tmp_path / "a.hdr", scene(), wavelength=nm, **{"wavelength units": unit})
-    assert read_cube(path).wavelengths == pytest.approx(NM)
-
-
-def test_wavenumbers_become_nanometres_and_indices_nothing(tmp_path: Path) -> None:
-    path = save_envi(
-        tmp_path / "a.hdr", scene(), wavelength=[1e7 / nm for nm in NM], **{"wavelength units": "Wavenumber"}
-    )
-    assert read_cube(path).wavelengths == pytest.approx(NM)
-    path = save_envi(tmp_path / "b.hdr", scene(), wavelength=list(range(24)), **{"wavelength units": "Index"})
-    assert read_cube(path).wavelengths is None
-
-
-def test_scale_no_data_and_bad_bands_of_a_header_count(tmp_path: Path) -> None:
-    cube = scene()
-    cube[3, 4, 5] = 9999
-    header = {"reflectance scale factor": 100, "data ignore value": 9999, "bbl": [0] + [1] * 22 + [0]}
-    found = read_cube(save_envi(tmp_path / "a.hdr", cube, **header))
-    assert found.bad_bands == [0, 23]
-    with pytest.raises(ValueError, match=r"1 of 24 bands .* no data: \[5\].*row 3, column 4"):
-        plain()(found)
-    good = values(plain(bad_bands=[*found.bad_bands, 5]), found)
-    kept = np.setdiff1d(np.arange(24), [0, 5, 23])
-    np.testing.assert_allclose(good[0], cube[..., kept].transpose(2, 0, 1) / 100, rtol=1e-6)
-
-
-def test_npy_files_are_memory_mapped(tmp_path: Path) -> None:
-    np.save(tmp_path / "a.npy", scene())
-    assert isinstance(read_cube(tmp_path / "a.npy").values, np.memmap)
-    np.testing.assert_array_equal(values(plain(), tmp_path / "a.npy"), values(plain(), scene()))
-
-
-@pytest.mark.parametrize("library", ["rasterio", "tifffile"])
-@pytest.mark.parametrize("planar", ["contig", "separate"])
-def test_tiffs_are_read_by_either_library(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, library: str, planar: str
-) -> None:
-    tifffile, _ = pytest.importorskip("tifffile"), pytest.importorskip(library)
-    cube = scene()
-    stored = cube if planar == "contig" else cube.transpose(2, 0, 1)
-    tifffile.imwrite(tmp_path / "a.tif", stored, planarconfig=planar, photometric="minisblack")
-    if library == "tifffile":
-        absent(monkeypatch, "rasterio")
-    np.testing.assert_array_equal(read_cube(tmp_path / "a.tif").values, cube)
-
-
-def absent(monkeypatch: pytest.MonkeyPatch, *modules: str) -> None:
-    """Make modules fail at import."""
-    original = importlib.import_module
-
-    def refuse(name: str, package: str | None = None) -> Any:
-        if name.partition(".")[0] in modules:
-            raise ImportError(name)
-        return original(name, package)
-
-    monkeypatch.setattr("meta_transformer.processors.readers.cubes.import_module", refuse)
-
-
-@pytest.mark.parametrize(("suffix", "module"), [(".mat", "scipy"), (".hdr", "spectral"), (".tif", "tifffile")])
-def test_what_a_missing_library_needs_is_said(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, module: str
-) -> None:
-    absent(monkeypatch, module, "rasterio")
-    path = tmp_path / f"a{suffix}"
-    path.write_bytes(b"ENVI")
-    with pytest.raises(ImportError, match=f"needs {module}: pip install"):
-        read_cube(path)
-
-
-@pytest.mark.parametrize("name", ["a.mat", "a.npy", "a.tif", "a.hdr", "a.jpg"])
-def test_broken_and_unknown_files_are_refused(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_bytes(b"nothing of the kind" * 20)
-    with pytest.raises(ValueError, match=rf"hyperspectral\[0\].*{name}"):
-        plain()(tmp_path / name)
-    with pytest.raises(ValueError, match="there is no file"):
-        plain()(str(tmp_path / "absent.mat"))
-
-
-def test_object_arrays_are_not_unpickled(tmp_path: Path) -> None:
-    np.save(tmp_path / "a.npy", np.array([{}], object))
-    with pytest.raises(ValueError, match="Python objects"):
-        plain()(tmp_path / "a.npy")
 
 
 def test_arrays_tensors_lists_and_orders_of_dimensions_are_the_same() -> None:
@@ -257,6 +103,56 @@ def test_wavelengths_come_along_where_samples_have_them() -> None:
     torch.testing.assert_close(processor(scene(bands=6))["wavelengths"], torch.tensor([NM[:6]]))
     shared = processor(scene(bands=6), wavelengths=NM[:6])
     torch.testing.assert_close(shared["wavelengths"], torch.tensor([NM[:6]]))
+
+
+def test_a_table_holds_spectra_and_its_columns_may_name_wavelengths() -> None:
+    spectra = scene(3, 1)[:, 0]
+    for names in (NM, [str(nm) for nm in NM]):
+        frame = pd.DataFrame(spectra, columns=names)
+        batch = HyperspectralProcessor(normalization="sample").fit(frame)(frame)
+        expected = HyperspectralProcessor(normalization="sample")(spectra, wavelengths=NM)
+        assert batch.keys() == expected.keys()
+        assert all(torch.equal(value, batch[name]) for name, value in expected.items())
+    batch = plain()(pd.DataFrame(spectra))
+    assert set(batch) == {"hyperspectral_values"}
+    np.testing.assert_array_equal(batch["hyperspectral_values"][:, :, 0, 0], spectra)
+
+
+@pytest.mark.parametrize(
+    ("frame", "error", "message"),
+    [
+        (pd.DataFrame({"400": [1], "500": [2], "label": [0]}), ValueError, "spectra alone.*'label'"),
+        (pd.DataFrame({0.4: [1], 0.5: [2]}), ValueError, "by 1000"),
+        (pd.DataFrame({400: ["a"], 500: [2]}), TypeError, "got object"),
+        (pd.DataFrame({400: [1.0], 500: [np.nan]}), ValueError, r"no data: \[1\]"),
+        (pd.DataFrame(), ValueError, "empty"),
+    ],
+)
+def test_a_table_of_something_else_is_refused(frame: pd.DataFrame, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        plain()(frame)
+
+
+def test_masked_values_are_no_data() -> None:
+    cube = np.ma.masked_equal(scene(), scene()[2, 3, 4])
+    for samples in (cube, [cube], cube[None], {"array": cube}):
+        with pytest.raises(ValueError, match=r"no data: .*4.*row 2, column 3"):
+            plain()(samples)
+
+
+def test_a_new_fit_does_not_depend_on_the_one_before() -> None:
+    processor = HyperspectralProcessor().fit(scene(), wavelengths=NM)
+    assert processor.fit(scene()).tokenizer_config() == {"spectral_positions": "index"}
+    assert set(processor(scene())) == {"hyperspectral_values"}
+    assert processor.to_dict() == HyperspectralProcessor().fit(scene()).to_dict()
+
+
+def test_a_failing_fit_changes_nothing() -> None:
+    processor = HyperspectralProcessor().fit(scene(), wavelengths=NM)
+    before = processor.to_dict()
+    with pytest.raises(ValueError, match="others have not"):
+        processor.fit([scene(bands=6), {"array": scene(bands=9), "wavelengths": NM[:9]}])
+    assert processor.to_dict() == before
 
 
 def test_without_wavelengths_bands_are_placed_by_number() -> None:
@@ -323,6 +219,7 @@ BAD_CALLS = {
     "ragged": ({"normalization": "none"}, [[[1, 2], [3]]], {}, ValueError, "inhomogeneous"),
     "complex": ({"normalization": "none"}, CUBE * 1j, {}, TypeError, "complex128"),
     "truth": ({"normalization": "none"}, CUBE > 3, {}, TypeError, "bool"),
+    "bytes": ({"normalization": "none"}, b"abc", {}, TypeError, "got bytes"),
     "type": ({"normalization": "none"}, 3, {}, TypeError, "got int"),
     "huge": ({"normalization": "none"}, CUBE * 1e300, {}, ValueError, "too large"),
     "no data": ({"normalization": "none", "no_data": int(CUBE[1, 2, 3])}, CUBE, {}, ValueError, r"no data"),
@@ -382,6 +279,7 @@ def test_what_was_fitted_survives_json(tmp_path: Path) -> None:
     MetaTransformerProcessor(hyperspectral=fitted).save_pretrained(tmp_path)
     loaded = MetaTransformerProcessor.from_pretrained(tmp_path).hyperspectral
     assert loaded.sensors == fitted.sensors
+    assert loaded.tokenizer_config() == fitted.tokenizer_config() == {"spectral_positions": "wavelength"}
     np.testing.assert_array_equal(values(loaded, scene(seed=2)), values(fitted, scene(seed=2)))
 
 
@@ -408,3 +306,32 @@ def test_any_input_gives_finite_values_or_a_sentence(samples, normalization, bad
     processor = HyperspectralProcessor(normalization=normalization, bad_bands=bad_bands, no_data=7)
     given_ = {"wavelengths": wavelengths}
     finite_or_refused(lambda: processor.fit(samples, **given_)(samples, **given_))
+
+
+@st.composite
+def cubes(draw: st.DrawFn) -> list[np.ndarray]:
+    """Cubes of two sizes and one number of bands, with the largest and smallest numbers among others."""
+    dtype, bands = draw(st.sampled_from(["f4", "f8"])), draw(st.integers(1, 3))
+    numbers = st.sampled_from([0.0, 1e38, -1e38, 1e-45]) | st.floats(-1e3, 1e3, width=32)
+    shapes = [(draw(st.integers(1, 3)), draw(st.integers(1, 3)), bands) for _ in range(2)]
+    return [draw(arrays.arrays(dtype, shape, elements=numbers, fill=st.nothing())) for shape in shapes]
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    samples=cubes(),
+    normalization=st.sampled_from(["standardize", "minmax", "sample", "none"]),
+    wrong=st.sampled_from([None, None, np.nan, np.inf, -9.0]),
+)
+def test_cubes_are_taken_unless_a_value_is_no_measurement_or_a_band_is_constant(
+    samples: list[np.ndarray], normalization: str, wrong: float | None
+) -> None:
+    spread = np.ptp(np.concatenate([each.reshape(-1, each.shape[2]) for each in samples]).astype("f8"), axis=0)
+    if wrong is not None:
+        samples[-1][0, 0, 0] = wrong
+    processor = HyperspectralProcessor(normalization=normalization, no_data=-9)
+    taken = finite_or_refused(lambda: processor.fit(samples)(samples))
+    if wrong is not None or normalization in ("sample", "none") or spread.min() > 1e-30:
+        assert taken == (wrong is None)
+    elif spread.min() == 0:
+        assert not taken

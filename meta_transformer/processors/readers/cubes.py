@@ -6,7 +6,7 @@ ENVI files are memory-mapped; MATLAB and TIFF files are read whole.
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from os import PathLike
 from pathlib import Path
@@ -15,7 +15,9 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor
 
-__all__ = ["Cube", "as_cube", "check_data_format", "check_wavelengths", "numbers_of", "read_cube"]
+from .arrays import to_array
+
+__all__ = ["Cube", "as_cube", "check_data_format", "check_wavelengths", "numbers_of", "read_cube", "spectra_of"]
 
 DataFormat = Literal["channels_first", "channels_last"]
 
@@ -27,6 +29,7 @@ _NANOMETRES = {
     **dict.fromkeys(("angstroms", "angstrom"), 0.1),
 }
 _SHORTEST, _LONGEST = 100.0, 1e6  # nm, from ultraviolet to the far infrared
+_GDAL_METADATA, _GDAL_NODATA = 42112, 42113  # tags of a GeoTIFF
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,8 @@ class Cube:
     Attributes:
         values: `(height, width, bands)` as stored, perhaps memory-mapped; see `decode`.
         wavelengths: Centre of each band in nm; `None` where unknown.
-        scale: What stored values are divided by, ENVI's reflectance scale factor.
+        scale: What stored values are divided by, ENVI's reflectance scale factor; one number, or `(bands,)`.
+        offset: What is added then; as `scale`.
         no_data: The stored value that stands for no measurement.
         bad_bands: Numbers of the bands that the file's header marks as bad, from 0. They are not left out by
             themselves: pass them to the processor's `bad_bands`.
@@ -44,15 +48,16 @@ class Cube:
 
     values: np.ndarray
     wavelengths: list[float] | None = None
-    scale: float = 1.0
+    scale: float | np.ndarray = 1.0
+    offset: float | np.ndarray = 0.0
     no_data: float | None = None
     bad_bands: list[int] = field(default_factory=list)
 
     def decode(self, values: np.ndarray) -> np.ndarray:
         """Stored values `(..., bands)` to measured ones, with NaN for no data; the same array if they are equal."""
-        if self.scale == 1 and self.no_data is None:
+        if np.all(self.scale == 1) and not np.any(self.offset) and self.no_data is None:
             return values
-        decoded = values.astype(np.float32 if values.dtype.itemsize <= 2 else np.float64) / self.scale
+        decoded = values.astype(np.float32 if values.dtype.itemsize <= 2 else np.float64) / self.scale + self.offset
         if self.no_data is not None:
             decoded[values == self.no_data] = np.nan
         return decoded
@@ -88,7 +93,7 @@ def as_cube(sample: Any, *, variable: str | None = None, input_data_format: Data
         cube = as_cube(source, variable=sample.get("variable", variable), input_data_format=input_data_format)
         given = sample.get("wavelengths")
         own = cube.wavelengths if given is None else check_wavelengths(given, cube.values.shape[2])
-        return Cube(cube.values, own, cube.scale, cube.no_data, cube.bad_bands)
+        return replace(cube, wavelengths=own)
     values = numbers_of(sample)
     if values.ndim == 1:
         values = values[None, None]
@@ -111,20 +116,39 @@ def check_data_format(data_format: Any) -> DataFormat:
 
 def numbers_of(sample: Any) -> np.ndarray:
     """An array, tensor or list of numbers as a numpy array, if it holds real numbers and at least one."""
-    if isinstance(sample, Tensor):
-        sample = sample.detach().cpu()
-        sample = (sample.float() if sample.is_floating_point() and sample.itemsize < 4 else sample).numpy()
-    if not isinstance(sample, np.ndarray | list | tuple):
+    if not isinstance(sample, np.ndarray | Tensor | list | tuple):
         raise TypeError(
             "a hyperspectral sample must be a path, a numpy or torch array, a list of numbers, a dict with 'array' or "
             f"'path', or an image of the package spectral, got {type(sample).__name__}."
         )
-    array = np.asarray(sample)
+    array = to_array(sample)
     if not (np.issubdtype(array.dtype, np.integer) or np.issubdtype(array.dtype, np.floating)):
         raise TypeError(f"values must be integers or floats, got {array.dtype}; convert them.")
     if array.size == 0:
         raise ValueError(f"the array is empty, shape {array.shape}; leave it out.")
     return array
+
+
+def spectra_of(table: Any) -> tuple[np.ndarray, list[float] | None]:
+    """Spectra in the rows of a pandas table, or one like it.
+
+    Returns:
+        `(samples, bands)`, and the wavelengths by which the columns are named; `None` if they are counted from 0.
+
+    Raises:
+        ValueError: Columns of other names, or no row.
+        TypeError: Columns that do not hold numbers.
+    """
+    names = [str(name) for name in table.columns]
+    if names == [str(band) for band in range(len(names))]:
+        return numbers_of(table.to_numpy()), None
+    try:
+        wavelengths = [float(name) for name in names]
+    except ValueError as error:
+        raise ValueError(
+            f"a table must hold spectra alone, its columns named by their wavelengths in nm: {error}."
+        ) from error
+    return numbers_of(table.to_numpy()), check_wavelengths(wavelengths, len(names))
 
 
 def check_wavelengths(wavelengths: Any, bands: int) -> list[float]:
@@ -221,14 +245,19 @@ def _read_tiff(path: Path) -> Cube:
         with tifffile.TiffFile(path) as file:
             series = file.series[0]
             values, axes = series.asarray(), series.axes
+            tags: dict[int, Any] = {tag.code: tag.value for tag in file.pages[0].tags}
         if values.ndim != 3 or not {"Y", "X"} <= set(axes):
             raise ValueError(f"it holds an array of shape {values.shape} with axes {axes!r}.") from None
+        if any(f'role="{role}"' in str(tags.get(_GDAL_METADATA)) for role in ("scale", "offset")):
+            raise ValueError("its values have a scale or an offset; to read them, pip install rasterio.") from None
         bands = next(axis for axis, name in enumerate(axes) if name not in "YX")
-        return Cube(np.moveaxis(values, bands, -1))
+        no_data = tags.get(_GDAL_NODATA)
+        return Cube(np.moveaxis(values, bands, -1), no_data=None if no_data is None else float(no_data.strip("\0 ")))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # without geographic coordinates rasterio warns
         with rasterio.open(path) as file:
-            return Cube(np.moveaxis(file.read(), 0, -1), no_data=file.nodata)
+            scale, offset = 1 / np.asarray(file.scales), np.asarray(file.offsets)
+            return Cube(np.moveaxis(file.read(), 0, -1), scale=scale, offset=offset, no_data=file.nodata)
 
 
 def _from_spectral(image: Any) -> Cube:
