@@ -5,11 +5,11 @@ Arrives: `input_features` `(batch, frames, mels)` and, for clips of different le
 there was one.
 
 AST (Gong, Chung and Glass 2021, section 2.1): patches of 16 x 16 that overlap by 6, so 12 rows for 128 mels. Different
-from the original, where every clip is cut or padded to ten seconds: any length. The last patch of time is completed with
-zeros instead of dropped; so is the last one of frequency, unless it had less than a quarter of a stride to add, which
-keeps AST's 12 rows, blind for the uppermost 2 of 128 mels. Positions are one table for frequency and one for time; the
-latter is stretched for clips that are longer than it, each to its own length, so that a clip gets the same tokens alone
-and in a ragged batch.
+from the original, where every clip is cut or padded to ten seconds: any length. The last patch of time is completed
+with zeros instead of dropped; so is the last one of frequency, unless it had less than a quarter of a stride to add,
+which keeps AST's 12 rows, blind for the uppermost 2 of 128 mels. Positions are one table for frequency and one for
+time; the latter is stretched for clips that are longer than it, each to its own length, so that a clip gets the same
+tokens alone and in a ragged batch.
 """
 
 from dataclasses import dataclass
@@ -23,6 +23,7 @@ from transformers import initialization as init
 
 from ..sequence import GridLayout, TokenSequence
 from .base import ModalityTokenizer, TokenizerConfig, pair
+from .padding import first_places, read_mask
 from .positions import InterpolatedPositions
 
 __all__ = ["AudioTokenizer", "AudioTokenizerConfig"]
@@ -100,40 +101,30 @@ class AudioTokenizer(ModalityTokenizer):
 
         Raises:
             ValueError: Not three dimensions, no frame, another number of mel bins than the tokenizer was made for, or
-                a mask of another shape.
+                as `read_mask`.
         """
-        self._check(input_features, input_features_mask)
+        self._check(input_features)
         frames = input_features.shape[1]
-        if input_features_mask is not None:
-            input_features_mask = input_features_mask.bool()
-            # Not by a product: zero times NaN is NaN.
-            input_features = input_features.masked_fill(~input_features_mask[:, :, None], 0)
+        mask, (lengths,) = read_mask("input_features_mask", input_features_mask, input_features, [1])
+        if mask is not None:  # not by a product: zero times NaN is NaN
+            input_features = input_features.masked_fill(~mask[:, :, None], 0)
         (_, patch), (_, stride) = self.patch_size, self.stride
         # With stride - 1 frames more, the convolution's rounding down leaves no frame out.
         padding = patch - frames if frames < patch else stride - 1
         spectrogram = functional.pad(input_features.transpose(1, 2), (0, padding, 0, self.mel_padding))
         patches = self.projection(spectrogram[:, None])  # (batch, hidden, frequencies, times)
         frequencies, times = patches.shape[2:]
-        lengths = torch.full((1,), frames, device=patches.device)
-        if input_features_mask is not None:
-            lengths = input_features_mask.sum(dim=1)
         own_times = torch.where(lengths > 0, ((lengths - patch).clamp(min=0) + stride - 1) // stride + 1, 0)
         positions = self.frequency_positions[:, None] + self.time_positions(own_times, times)[:, None]
-        mask = None
-        if input_features_mask is not None:
-            real = torch.arange(times, device=patches.device) < own_times[:, None]
-            mask = real[:, None].expand(-1, frequencies, -1).flatten(1)
+        if mask is not None:
+            mask = first_places([own_times], [times])[:, None].expand(-1, frequencies, -1).flatten(1)
         layout = GridLayout((frequencies, times), self.patch_size, self.stride)
         return TokenSequence(patches.flatten(2).transpose(1, 2) + positions.flatten(1, 2), mask, layout)
 
-    def _check(self, input_features: Tensor, mask: Tensor | None) -> None:
+    def _check(self, input_features: Tensor) -> None:
         shape = tuple(input_features.shape)
         if len(shape) != 3 or shape[2] != self.num_mel_bins or shape[1] == 0:
             raise ValueError(
                 f"input_features must have shape (batch, frames, {self.num_mel_bins}), got {shape}. Make them with "
                 f"AudioProcessor(num_mel_bins={self.num_mel_bins}), or make the tokenizer with your num_mel_bins."
-            )
-        if mask is not None and tuple(mask.shape) != shape[:2]:
-            raise ValueError(
-                f"input_features_mask must have shape {shape[:2]}, as input_features, got {tuple(mask.shape)}."
             )

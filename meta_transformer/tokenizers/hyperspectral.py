@@ -26,6 +26,7 @@ from torch.nn import functional
 
 from ..sequence import GridLayout, TokenSequence
 from .base import ModalityTokenizer, TokenizerConfig, pair
+from .padding import first_places, read_mask
 from .positions import InterpolatedPositions
 
 __all__ = ["HyperspectralTokenizer", "HyperspectralTokenizerConfig"]
@@ -140,18 +141,16 @@ class HyperspectralTokenizer(ModalityTokenizer):
             batch along these axes.
 
         Raises:
-            ValueError: Other shapes, wavelengths missing, or wavelengths that the tokenizer was not made for.
+            ValueError: Other shapes, wavelengths missing, or wavelengths that the tokenizer was not made for, or as
+                `read_mask`.
         """
-        self._check(hyperspectral_values, wavelengths, hyperspectral_mask)
-        values, mask = hyperspectral_values, hyperspectral_mask
-        lengths = [torch.full((1,), size, device=values.device) for size in values.shape[1:]]
+        self._check(hyperspectral_values, wavelengths)
+        values = hyperspectral_values
+        mask, lengths = read_mask("hyperspectral_mask", hyperspectral_mask, values, [1, 2, 3])
         if mask is not None:
-            mask = mask.bool()
             values = values.masked_fill(~mask, 0)  # not by a product: zero times NaN is NaN
-            real_bands, real_pixels = mask.any(dim=-1).any(dim=-1), mask.any(dim=1)
-            lengths = [real.sum(dim=1) for real in (real_bands, real_pixels.any(dim=2), real_pixels.any(dim=1))]
             if wavelengths is not None:
-                wavelengths = wavelengths.masked_fill(~real_bands, 0)
+                wavelengths = wavelengths.masked_fill(~first_places(lengths[:1], values.shape[1:2]), 0)
         groups = -(-values.shape[1] // self.stride)
         grid = [-(-size // patch) for size, patch in zip(values.shape[2:], self.patch_size, strict=True)]
         if not self.spatial:
@@ -172,7 +171,8 @@ class HyperspectralTokenizer(ModalityTokenizer):
             positions = positions + self.column_positions(own[2], grid[1])[:, None, None, :]
         tokens = (tokens + positions).flatten(1, 3)
         if mask is not None:
-            mask = _box(own if self.spatial else [own[0], *(o.clamp(max=1) for o in own[1:])], (groups, *grid))
+            mask = first_places(own if self.spatial else [own[0], *(o.clamp(max=1) for o in own[1:])], (groups, *grid))
+            mask = mask.flatten(1)
         return TokenSequence(tokens, mask, self._layout(groups, grid))
 
     def _project(self, values: Tensor, grid: list[int]) -> Tensor:
@@ -206,16 +206,12 @@ class HyperspectralTokenizer(ModalityTokenizer):
             return GridLayout((groups, *grid), (self.group, *self.patch_size), (self.stride, *self.patch_size))
         return GridLayout((groups,), (self.group,), (self.stride,))
 
-    def _check(self, values: Tensor, wavelengths: Tensor | None, mask: Tensor | None) -> None:
+    def _check(self, values: Tensor, wavelengths: Tensor | None) -> None:
         shape = tuple(values.shape)
         if len(shape) != 4 or 0 in shape[1:]:
             raise ValueError(
                 f"hyperspectral_values must have shape (batch, bands, height, width), got {shape}. Make them with "
                 "HyperspectralProcessor; a spectrum has height and width 1."
-            )
-        if mask is not None and tuple(mask.shape) != shape:
-            raise ValueError(
-                f"hyperspectral_mask must have shape {shape}, as hyperspectral_values, got {tuple(mask.shape)}."
             )
         wanted = self.config.spectral_positions
         if (wavelengths is None) != (wanted == "index"):
@@ -247,9 +243,3 @@ def _take(values: Tensor, dim: int, index: Tensor, lengths: Tensor) -> Tensor:
     shape = [1] * values.dim()
     shape[0], shape[dim] = index.shape
     return values.gather(dim, index.view(shape).expand(*values.shape[:dim], -1, *values.shape[dim + 1 :]))
-
-
-def _box(lengths: list[Tensor], shape: tuple[int, ...]) -> Tensor:
-    """`(batch, tokens)`, true in the first `lengths` of each axis of a grid."""
-    inside = [torch.arange(size, device=own.device) < own[:, None] for own, size in zip(lengths, shape, strict=True)]
-    return (inside[0][:, :, None, None] & inside[1][:, None, :, None] & inside[2][:, None, None, :]).flatten(1)

@@ -22,6 +22,7 @@ from transformers import initialization as init
 
 from ..sequence import GridLayout, TokenSequence
 from .base import ModalityTokenizer, TokenizerConfig, pair
+from .padding import first_places, read_mask
 from .stem import ConvolutionalStem
 
 __all__ = ["ImageTokenizer", "ImageTokenizerConfig", "PatchTokenizer"]
@@ -35,8 +36,8 @@ class ImageTokenizerConfig(TokenizerConfig):
     Attributes:
         num_channels: Channels of the images.
         patch_size: Height and width of a patch in pixels: one number for both, or two.
-        image_size: Height and width in pixels for which positions are learned. Images of any other size get positions
-            resampled from these.
+        image_size: Height and width in pixels for which positions are learned, one for each patch that such an image
+            makes. Images of any other size get positions resampled from these.
         patch_bias: Whether the projection of patches has a bias; CLIP's has none.
         patch_embedding: `"linear"`, one projection of the pixels of a patch, which pretrained weights have; or
             `"convolutional"`, 3x3 convolutions that halve the image until a patch is one position, for patches whose
@@ -76,7 +77,8 @@ class ImageTokenizerConfig(TokenizerConfig):
 
 def _grid(config: ImageTokenizerConfig) -> list[int]:
     """Rows and columns of patches for which positions are learned."""
-    return [size // patch for size, patch in zip(pair(config.image_size), pair(config.patch_size), strict=True)]
+    # Rounded up, as images are padded.
+    return [-(-size // patch) for size, patch in zip(pair(config.image_size), pair(config.patch_size), strict=True)]
 
 
 class PatchTokenizer(ModalityTokenizer):
@@ -113,10 +115,11 @@ class PatchTokenizer(ModalityTokenizer):
     def inherit_image_weights(cls, weights: dict[str, Tensor], source: Any, target: Any) -> dict[str, Tensor]:
         """All of them, resampled with timm's functions.
 
-        Another number of channels than the source's 3: the response to their mean stays. Another patch size:
-        pseudo-inverse resizing (FlexiViT, Beyer et al. 2023, section 3.4). Another grid: bicubic interpolation of the
-        positions. A bias that the source lacks is zero. A convolutional stem takes over nothing: it has no such
-        weights.
+        Another number of channels than the source's 3: one channel gets the sum of the three, so that a grey image
+        gives what it gives in three channels; more get the three over and over, red, green, blue, red and so on, times
+        `3 / channels`, which gives the same only if their number is a multiple of 3. Another patch size: pseudo-inverse
+        resizing (FlexiViT, Beyer et al. 2023, section 3.4). Another grid: bicubic interpolation of the positions. A
+        bias that the source lacks is zero. A convolutional stem takes over nothing: it has no such weights.
         """
         if target.patch_embedding != "linear":
             return {}
@@ -159,27 +162,26 @@ class PatchTokenizer(ModalityTokenizer):
             `(batch, rows * columns, hidden)` with a `GridLayout` of the padded batch.
 
         Raises:
-            ValueError: Not four dimensions, or another number of channels than the tokenizer was made for.
+            ValueError: Not four dimensions, another number of channels than the tokenizer was made for, or as
+                `read_mask`.
         """
-        self._check(values, mask)
+        self._check(values)
+        mask, sizes = read_mask(f"{self.input_prefix}_mask", mask, values, [2, 3])
         if mask is not None:
-            values = values.masked_fill(~mask[:, None].bool(), 0)
+            values = values.masked_fill(~mask[:, None], 0)
         height, width = values.shape[-2:]
-        padding = (0, -width % self.patch_size[1], 0, -height % self.patch_size[0])
-        values, patch_mask = functional.pad(values, padding), None
-        if mask is not None:
-            patch_mask = functional.max_pool2d(
-                functional.pad(mask.to(values.dtype), padding)[:, None], self.patch_size, stride=self.patch_size
-            )[:, 0].bool()
-        patches = self.projection(values if self.stem is None else self.stem(values, patch_mask))
-        grid = (patches.shape[2], patches.shape[3])
+        values = functional.pad(values, (0, -width % self.patch_size[1], 0, -height % self.patch_size[0]))
+        grid = (values.shape[2] // self.patch_size[0], values.shape[3] // self.patch_size[1])
+        own_grids = [-(-size // patch) for size, patch in zip(sizes, self.patch_size, strict=True)]
+        mask = None if mask is None else first_places(own_grids, grid)
+        patches = self.projection(values if self.stem is None else self.stem(values, mask))
         tokens = patches.flatten(2).transpose(1, 2)
         layout = GridLayout(grid, self.patch_size, self.patch_size)
-        if patch_mask is None:
+        if mask is None:
             return TokenSequence(tokens + self._positions(grid), layout=layout)
-        return TokenSequence(tokens + self._ragged_positions(patch_mask), patch_mask.flatten(1), layout)
+        return TokenSequence(tokens + self._ragged_positions(torch.stack(own_grids, 1), grid), mask.flatten(1), layout)
 
-    def _check(self, values: Tensor, mask: Tensor | None) -> None:
+    def _check(self, values: Tensor) -> None:
         name = f"{self.input_prefix}_values"
         if values.dim() != 4 or values.shape[1] != self.config.num_channels:
             processor = type(self).__name__.replace("Tokenizer", "Processor")
@@ -187,11 +189,6 @@ class PatchTokenizer(ModalityTokenizer):
                 f"{name} must have shape (batch, {self.config.num_channels}, height, width), got "
                 f"{tuple(values.shape)}. Convert the images with {processor}(num_channels="
                 f"{self.config.num_channels}), or make the tokenizer with num_channels of your images."
-            )
-        if mask is not None and mask.shape != (values.shape[0], *values.shape[2:]):
-            raise ValueError(
-                f"{self.input_prefix}_mask must have shape (batch, height, width) of {name} {tuple(values.shape)}, got "
-                f"{tuple(mask.shape)}."
             )
 
     def _positions(self, grid: tuple[int, int]) -> Tensor:
@@ -207,14 +204,13 @@ class PatchTokenizer(ModalityTokenizer):
             ) from error
         return resample_abs_pos_embed(self.positions, list(grid), list(self.position_grid), num_prefix_tokens=0)
 
-    def _ragged_positions(self, mask: Tensor) -> Tensor:
-        """Positions for grids that lie at the top left of `mask` `(batch, rows, columns)`, each on its own grid."""
-        sizes = torch.stack([mask.any(dim=2).sum(dim=1), mask.any(dim=1).sum(dim=1)], dim=1)
-        positions = self.positions.new_zeros(*mask.shape, self.hidden_size)
+    def _ragged_positions(self, sizes: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Positions for grids of `sizes` `(batch, 2)` at the top left of `grid`, each resampled on its own."""
+        positions = self.positions.new_zeros(len(sizes), *grid, self.hidden_size)
         for rows, columns in sizes[sizes.prod(dim=1) > 0].unique(dim=0).tolist():  # without samples without image
             table = self._positions((rows, columns)).view(1, rows, columns, self.hidden_size)
             same = (sizes == sizes.new_tensor([rows, columns])).all(dim=1)
-            fitted = functional.pad(table, (0, 0, 0, mask.shape[2] - columns, 0, mask.shape[1] - rows))
+            fitted = functional.pad(table, (0, 0, 0, grid[1] - columns, 0, grid[0] - rows))
             positions = torch.where(same[:, None, None, None], fitted, positions)
         return positions.flatten(1, 2)
 

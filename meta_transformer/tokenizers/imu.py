@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import ClassVar
 
-import torch
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ..sequence import GridLayout, TokenSequence
 from .base import ModalityTokenizer, TokenizerConfig
+from .padding import first_places, read_mask
 from .positions import InterpolatedPositions
 
 __all__ = ["ImuTokenizer", "ImuTokenizerConfig"]
@@ -90,11 +90,11 @@ class ImuTokenizer(ModalityTokenizer):
             `(batch, ceil(steps / strides), hidden)` with a `GridLayout` of the padded batch.
 
         Raises:
-            ValueError: Not three dimensions, no step, another number of channels than the tokenizer was made for, or a
-                mask of another shape.
+            ValueError: Not three dimensions, no step, another number of channels than the tokenizer was made for, or as
+                `read_mask`.
         """
-        self._check(imu_values, imu_mask)
-        mask = None if imu_mask is None else imu_mask.bool()
+        self._check(imu_values)
+        mask, (lengths,) = read_mask("imu_mask", imu_mask, imu_values, [1])
         signal = imu_values.to(self.positions.table.dtype)
         for index, (convolution, norm) in enumerate(zip(self.convolutions, self.norms, strict=True)):
             if index:
@@ -106,8 +106,8 @@ class ImuTokenizer(ModalityTokenizer):
             front = (size - stride) // 2
             end = size - stride - front + stride - 1
             signal = norm(convolution(functional.pad(signal.mT, (front, end))).mT)
-            mask = None if mask is None else mask[:, ::stride]
-        lengths = torch.full((1,), signal.shape[1], device=signal.device) if mask is None else mask.sum(dim=1)
+            lengths = (lengths + stride - 1) // stride
+            mask = None if mask is None else first_places([lengths], signal.shape[1:2])
         tokens = signal + self.positions(lengths, signal.shape[1])
         layout = GridLayout((signal.shape[1],), (self._reach(),), (prod(self.config.strides),))
         return TokenSequence(tokens, mask, layout)
@@ -119,12 +119,10 @@ class ImuTokenizer(ModalityTokenizer):
             reach, step = reach + (size - 1) * step, step * stride
         return reach
 
-    def _check(self, imu_values: Tensor, mask: Tensor | None) -> None:
+    def _check(self, imu_values: Tensor) -> None:
         shape, channels = tuple(imu_values.shape), self.config.num_channels
         if len(shape) != 3 or shape[2] != channels or shape[1] == 0:
             raise ValueError(
                 f"imu_values must have shape (batch, steps, {channels}), got {shape}. Make them with an ImuProcessor "
                 f"of {channels // 3} sensors, or make the tokenizer with your num_channels."
             )
-        if mask is not None and tuple(mask.shape) != shape[:2]:
-            raise ValueError(f"imu_mask must have shape {shape[:2]}, as imu_values, got {tuple(mask.shape)}.")

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 
 from ..sequence import GridLayout, TokenSequence
 from .base import ModalityTokenizer, TokenizerConfig
+from .padding import first_places, read_mask
 from .positions import InterpolatedPositions
 
 __all__ = ["TextTokenizer", "TextTokenizerConfig"]
@@ -157,16 +158,14 @@ class TextTokenizer(ModalityTokenizer):
             `(batch, ceil(length / downsampling_rate), hidden)` with a `GridLayout` of the padded batch.
 
         Raises:
-            ValueError: Not two dimensions, no column, ids that are no integers or out of range, a mask of another
-                shape, or padding in front of text.
+            ValueError: Not two dimensions, no column, ids that are no integers or out of range, or as `read_mask`.
         """
-        self._check(input_ids, attention_mask)
-        length, rate = input_ids.shape[1], self.config.downsampling_rate
-        lengths, mask = torch.full((1,), length, device=input_ids.device), None
-        if attention_mask is not None:
-            mask = attention_mask.bool()
-            lengths = mask.sum(dim=1)
+        self._check(input_ids)
+        rate = self.config.downsampling_rate
+        mask, (lengths,) = read_mask("attention_mask", attention_mask, input_ids, [1])
+        if mask is not None:
             input_ids = input_ids.masked_fill(~mask, 0)
+        self._check_range(input_ids)
         tokens = self.embeddings(input_ids.long())
         if mask is not None and self.config.ngram_size > 1:
             tokens = tokens.masked_fill(~mask[:, :, None], 0)
@@ -174,23 +173,20 @@ class TextTokenizer(ModalityTokenizer):
         size = tokens.shape[1]
         lengths = (lengths + rate - 1) // rate
         if mask is not None:
-            mask = torch.arange(size, device=lengths.device) < lengths[:, None]
+            mask = first_places([lengths], [size])
         tokens = self.layernorm(tokens + self.positions(lengths, size))
         return TokenSequence(tokens, mask, GridLayout((size,), (rate,), (rate,)))
 
-    def _check(self, input_ids: Tensor, mask: Tensor | None) -> None:
+    def _check(self, input_ids: Tensor) -> None:
         shape = tuple(input_ids.shape)
         integers = not (input_ids.is_floating_point() or input_ids.is_complex() or input_ids.dtype == torch.bool)
         if len(shape) != 2 or shape[1] == 0 or not integers:
             raise ValueError(f"input_ids must be integers of shape (batch, length), got {input_ids.dtype} of {shape}.")
-        if mask is not None and tuple(mask.shape) != shape:
-            raise ValueError(f"attention_mask must have the shape {shape} of input_ids, got {tuple(mask.shape)}.")
+
+    def _check_range(self, input_ids: Tensor) -> None:
         if torch.compiler.is_compiling():
             return  # values are unknown while a graph is traced
-        if mask is not None and (mask[:, 1:].bool() > mask[:, :-1].bool()).any():
-            raise ValueError("attention_mask has padding in front of text; pad on the right (padding_side='right').")
         wrong = (input_ids < 0) | (input_ids >= self.config.vocab_size)
-        wrong = wrong if mask is None else wrong & mask.bool()
         if wrong.any():
             raise ValueError(
                 f"input_ids must lie in 0..{self.config.vocab_size - 1}, got {input_ids[wrong][0].item()}; make the "

@@ -24,6 +24,7 @@ from transformers import initialization as init
 
 from ..sequence import SeriesLayout, TokenSequence
 from .base import ModalityTokenizer, TokenizerConfig
+from .padding import first_places, read_mask
 from .positions import InterpolatedPositions
 
 __all__ = ["TimeSeriesTokenizer", "TimeSeriesTokenizerConfig"]
@@ -142,14 +143,15 @@ class TimeSeriesTokenizer(ModalityTokenizer):
 
         Raises:
             ValueError: A tensor of another shape than described, another number of channels or features than the
-                tokenizer was made for, or no time features although it was made for some.
+                tokenizer was made for, no time features although it was made for some, or as `read_mask`.
         """
-        self._check(past_values, past_observed_mask, past_time_features, past_mask)
+        self._check(past_values, past_observed_mask, past_time_features)
+        real, (lengths,) = read_mask("past_mask", past_mask, past_values, [1])
         observed = torch.ones_like(past_values, dtype=torch.bool)
         if past_observed_mask is not None:
             observed = past_observed_mask.bool()
-        if past_mask is not None:
-            observed = observed & past_mask.bool()[:, :, None]
+        if real is not None:
+            observed = observed & real[:, :, None]
         # Not by a product: zero times NaN is NaN.
         values = past_values.float().masked_fill(~observed, 0)
         loc, scale = torch.zeros_like(values[:, 0]), torch.ones_like(values[:, 0])
@@ -159,20 +161,20 @@ class TimeSeriesTokenizer(ModalityTokenizer):
         missing = self._patches((~observed).to(values.dtype), 1.0)
         cells = torch.cat([patches, missing], dim=-1).to(self.projection.weight.dtype)
         tokens = self.projection(cells.transpose(1, 2) if self.independent else cells.flatten(2))
-        size, own = tokens.shape[-2], self._own_patches(past_values, past_mask)
+        size, own = tokens.shape[-2], self._own_patches(lengths)
         if self.level_projection is not None:
             level = torch.stack([loc.asinh(), scale.log()], dim=-1).to(tokens.dtype)  # (batch, channels, 2)
             level = self.level_projection(level if self.independent else level.flatten(1))
             tokens = tokens + level.unsqueeze(-2)
         common = self.positions(own, size)
         if self.time_projection is not None and past_time_features is not None:
-            common = common + self.time_projection(self._calendar(past_time_features, past_mask))
+            common = common + self.time_projection(self._calendar(past_time_features, real))
         tokens = tokens + (common[:, None] if self.independent else common)
         if self.channel_embeddings is not None:
             tokens = tokens + self.channel_embeddings[:, None]
         mask = None
-        if past_mask is not None or (self.independent and past_observed_mask is not None):
-            mask = (torch.arange(size, device=own.device) < own[:, None]).expand(len(tokens), -1)
+        if real is not None or (self.independent and past_observed_mask is not None):
+            mask = first_places([own], [size]).expand(len(tokens), -1)
             if self.independent:
                 mask = (mask[:, None] & observed.any(dim=1)[:, :, None]).flatten(1)
         return TokenSequence(tokens.flatten(1, -2), mask, self._layout(tuple(tokens.shape[1:-1]), loc, scale))
@@ -185,19 +187,16 @@ class TimeSeriesTokenizer(ModalityTokenizer):
         signal = functional.pad(signal, (0, 0, self.front, self.front + end), value=fill)
         return signal.unfold(1, self.patch_length, self.stride)
 
-    def _own_patches(self, past_values: Tensor, past_mask: Tensor | None) -> Tensor:
-        """Number of patches of each series, `(batch,)`, or `(1,)` if all fill the tensor."""
-        lengths = torch.full((1,), past_values.shape[1], device=past_values.device)
-        if past_mask is not None:
-            lengths = past_mask.bool().sum(dim=1)
+    def _own_patches(self, lengths: Tensor) -> Tensor:
+        """Number of patches of series of these numbers of steps."""
         beyond = (lengths + 2 * self.front - self.patch_length).clamp(min=0)
         return torch.where(lengths > 0, (beyond + self.stride - 1) // self.stride + 1, 0)
 
-    def _calendar(self, past_time_features: Tensor, past_mask: Tensor | None) -> Tensor:
+    def _calendar(self, past_time_features: Tensor, real: Tensor | None) -> Tensor:
         """Calendar features of each token's steps, `(batch, patches, features * steps)`."""
         features = past_time_features.to(self.projection.weight.dtype)
-        if past_mask is not None:
-            features = features.masked_fill(~past_mask.bool()[:, :, None], 0)
+        if real is not None:
+            features = features.masked_fill(~real[:, :, None], 0)
         return features if self.front else self._patches(features, 0.0).flatten(2)
 
     def _layout(self, shape: tuple[int, ...], loc: Tensor, scale: Tensor) -> SeriesLayout:
@@ -205,7 +204,7 @@ class TimeSeriesTokenizer(ModalityTokenizer):
         length, channel = self.patch_length - 2 * self.front, (1,) if self.independent else ()
         return SeriesLayout(shape, (*channel, length), (*channel, self.stride), loc, scale)
 
-    def _check(self, values: Tensor, observed: Tensor | None, features: Tensor | None, mask: Tensor | None) -> None:
+    def _check(self, values: Tensor, observed: Tensor | None, features: Tensor | None) -> None:
         shape, channels = tuple(values.shape), self.config.num_channels
         if len(shape) != 3 or shape[1] == 0 or shape[2] == 0 or channels not in (None, shape[2]):
             raise ValueError(
@@ -216,8 +215,6 @@ class TimeSeriesTokenizer(ModalityTokenizer):
             raise ValueError(
                 f"past_observed_mask must have shape {shape}, as past_values, got {tuple(observed.shape)}."
             )
-        if mask is not None and tuple(mask.shape) != shape[:2]:
-            raise ValueError(f"past_mask must have shape {shape[:2]}, as past_values, got {tuple(mask.shape)}.")
         expected, found = self.config.num_time_features, None if features is None else tuple(features.shape)
         if (expected or found is not None) and found != (*shape[:2], expected):
             raise ValueError(

@@ -20,6 +20,7 @@ from torch import Tensor
 from ..sequence import GridLayout, TokenSequence
 from .base import ModalityTokenizer, TokenizerConfig
 from .image import ImageTokenizer, ImageTokenizerConfig
+from .padding import first_places, read_mask
 from .positions import InterpolatedPositions
 
 __all__ = ["VideoTokenizer", "VideoTokenizerConfig"]
@@ -126,26 +127,23 @@ class VideoTokenizer(ModalityTokenizer):
             `frames / tubelet_size` rounded up: a clip's last frame is repeated until its last tubelet is complete.
 
         Raises:
-            ValueError: Not five dimensions, no frame, another number of channels than the tokenizer was made for, or a
-                mask of another shape.
+            ValueError: Not five dimensions, no frame, another number of channels than the tokenizer was made for, or as
+                `read_mask`.
         """
-        self._check(pixel_values_videos, padding_mask_videos, pixel_mask_videos)
-        lengths = torch.full((1,), pixel_values_videos.shape[1], device=pixel_values_videos.device)
-        if padding_mask_videos is not None:
-            padding_mask_videos = padding_mask_videos.bool()
-            lengths = padding_mask_videos.sum(dim=1)
-        frames = self._complete(pixel_values_videos, padding_mask_videos, lengths)
+        self._check(pixel_values_videos)
+        in_time, (lengths,) = read_mask("padding_mask_videos", padding_mask_videos, pixel_values_videos, [1])
+        inside, _ = read_mask("pixel_mask_videos", pixel_mask_videos, pixel_values_videos, [3, 4])
+        frames = self._complete(pixel_values_videos, in_time, lengths)
         batch, times = frames.shape[0], frames.shape[1] // self.tubelet_size
         pictures = frames.reshape(batch * times, -1, *frames.shape[3:])
-        mask = None if pixel_mask_videos is None else pixel_mask_videos.repeat_interleave(times, dim=0)
-        spatial = self.tubelets(pictures, mask)
+        spatial = self.tubelets(pictures, None if inside is None else inside.repeat_interleave(times, dim=0))
 
         own_times = (lengths + self.tubelet_size - 1) // self.tubelet_size
         tokens = spatial.embeddings.view(batch, times, -1, self.hidden_size)
         tokens = tokens + self.time_positions(own_times, times)[:, :, None]
         real = None if spatial.mask is None else spatial.mask.view(batch, times, -1)
-        if padding_mask_videos is not None:
-            in_time = (torch.arange(times, device=lengths.device) < own_times[:, None])[:, :, None]
+        if in_time is not None:
+            in_time = first_places([own_times], [times])[:, :, None]
             real = in_time.expand(-1, -1, tokens.shape[2]) if real is None else real & in_time
         layout = GridLayout(
             (times, *spatial.layout.shape),
@@ -167,7 +165,7 @@ class VideoTokenizer(ModalityTokenizer):
         last = (lengths - 1).clamp(min=0)[:, None]
         return frames[torch.arange(frames.shape[0], device=frames.device)[:, None], places.minimum(last)]
 
-    def _check(self, pixels: Tensor, padding_mask: Tensor | None, pixel_mask: Tensor | None) -> None:
+    def _check(self, pixels: Tensor) -> None:
         shape, channels = tuple(pixels.shape), self.config.num_channels
         if len(shape) != 5 or shape[2] != channels or 0 in shape[1:]:
             raise ValueError(
@@ -175,11 +173,3 @@ class VideoTokenizer(ModalityTokenizer):
                 f"the clips with VideoProcessor(num_channels={channels}), or make the tokenizer with num_channels of "
                 "your clips."
             )
-        for name, mask, expected in (
-            ("padding_mask_videos", padding_mask, shape[:2]),
-            ("pixel_mask_videos", pixel_mask, (shape[0], *shape[3:])),
-        ):
-            if mask is not None and tuple(mask.shape) != expected:
-                raise ValueError(
-                    f"{name} must have shape {expected} to fit pixel_values_videos {shape}, got {tuple(mask.shape)}."
-                )

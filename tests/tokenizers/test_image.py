@@ -64,6 +64,26 @@ def test_an_image_gets_the_same_tokens_alone_and_in_a_ragged_batch_with_garbage_
         assert_close(together.embeddings[index][together.mask[index]], alone.embeddings[0])
 
 
+def test_an_image_of_the_configured_size_has_the_positions_as_they_were_learned():
+    """Of 28 pixels in patches of 8: the fourth row and column are padded."""
+    made = tokenizer(image_size=28)
+    torch.nn.init.zeros_(made.projection.weight)
+    torch.nn.init.zeros_(made.projection.bias)
+    assert_close(made(torch.randn(1, 3, 28, 28)).embeddings, made.positions, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 6, 7])
+def test_other_numbers_of_channels_repeat_the_three_over_and_over_or_sum_them_for_one(channels):
+    source, target = (ImageTokenizerConfig(patch_size=8, image_size=32, num_channels=count) for count in (3, channels))
+    made = tokenizer()
+    colours = made.projection.weight
+    adapted = ImageTokenizer.inherit_image_weights(made.state_dict(), source, target)["projection.weight"]
+    assert adapted.shape[1] == channels
+    for channel in range(channels):
+        expected = colours.sum(dim=1) if channels == 1 else colours[:, channel % 3] * 3 / channels
+        assert_close(adapted[:, channel], expected)
+
+
 def test_gradients_reach_the_positions_through_resampling():
     made = tokenizer()
     made(torch.randn(1, 3, 48, 48)).embeddings.sum().backward()

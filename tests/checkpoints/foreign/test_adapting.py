@@ -27,7 +27,11 @@ def test_six_channels_respond_as_three_on_average(make: ModuleType) -> None:
 
 @pytest.mark.parametrize(
     ("options", "size"),
-    [({"image_size": [40, 16]}, (40, 16)), ({"patch_size": 12}, (24, 36)), ({"patch_size": [4, 8]}, (24, 32))],
+    [
+        ({"image_size": [40, 16]}, (40, 16)),
+        ({"image_size": [24, 36], "patch_size": 12}, (24, 36)),
+        ({"patch_size": [4, 8]}, (24, 32)),
+    ],
 )
 @torch.no_grad()
 def test_another_size_of_images_or_patches_is_timms_own_resampling(
