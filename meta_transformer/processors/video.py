@@ -77,7 +77,7 @@ class VideoProcessor(ImageProcessor):
                 f"Give num_frames or frames_per_second, not both; got {num_frames!r} and {frames_per_second!r}."
             )
         if frames_per_second is not None:
-            frames_per_second = _rate(frames_per_second)
+            frames_per_second = _rate("frames_per_second", frames_per_second)
         elif num_frames is None:
             num_frames = _DEFAULT_FRAMES
         if num_frames is not None and num_frames != "all":
@@ -104,7 +104,7 @@ class VideoProcessor(ImageProcessor):
         self,
         samples: Any,
         *,
-        frames_per_second: float | None = None,
+        frame_rate: float | None = None,
         input_data_format: DataFormat | None = None,
         return_tensors: str | None = "pt",
         **kwargs: Any,
@@ -113,13 +113,13 @@ class VideoProcessor(ImageProcessor):
 
         Args:
             samples: Each a path or the bytes of a video file, a `{"path", "bytes"}` dict of `datasets` or the decoder
-                of its decoded column, a dict `{"array", "frames_per_second"}`, a numpy or torch array `(frames, height,
-                width, channels)` or `(frames, channels, height, width)`, or a list of frames, each of them whatever
+                of its decoded column, a dict `{"array", "frame_rate"}`, a numpy or torch array `(frames, height, width,
+                channels)` or `(frames, channels, height, width)`, or a list of frames, each of them whatever
                 `ImageProcessor` takes. A flat list is one clip if it holds images (of PIL, or arrays of two or three
                 dimensions), and else a list of clips; an array of five dimensions is a batch. Values are those of
                 images: unsigned integers of 8 or 16 bits, or floats in `float_range`.
-            frames_per_second: Rate of clips that do not carry their own, which are arrays and lists of frames. It is
-                needed where frames are chosen by `frames_per_second`.
+            frame_rate: Frames in a second of clips that do not carry their own rate, which are arrays and lists of
+                frames. It is needed where frames are chosen by `frames_per_second`.
             input_data_format: Which of the two orders arrays have; by default told from their shape.
             return_tensors: `"pt"` or `"np"`.
 
@@ -129,15 +129,17 @@ class VideoProcessor(ImageProcessor):
 
         Raises:
             ValueError: No clip, an unreadable, damaged or empty one, frames of different size in one clip, no rate
-                where one is needed or one that contradicts the clip's own, or what `ImageProcessor` refuses.
+                where one is needed, or one that differs by more than 1 % from the clip's own, or what `ImageProcessor`
+                refuses.
             TypeError: A sample of another type, or an unknown argument.
         """
         if kwargs:
             raise TypeError(f"{type(self).__name__} takes no argument {sorted(kwargs)}.")
+        frame_rate = None if frame_rate is None else _rate("frame_rate", frame_rate)
         clips = []
         for index, sample in enumerate(_one_by_one(samples)):
             with errors_at(f"video[{index}]"):
-                clip = self._clip(sample, frames_per_second, input_data_format)
+                clip = self._clip(sample, frame_rate, input_data_format)
             clips.append(self._normalize(_changes(clip) if self.represent == "changes" else clip))
         data = {name: value.numpy() for name, value in _pad(clips).items()}
         return BatchFeature(data, tensor_type=return_tensors)
@@ -145,22 +147,16 @@ class VideoProcessor(ImageProcessor):
     def _clip(self, sample: Any, rate: float | None, data_format: DataFormat | None) -> Tensor:
         """One clip of any kind to its chosen frames, `(frames, channels, height, width)`, in 0..1."""
         if isinstance(sample, Mapping):
-            if sample.get("array") is not None:
-                own = sample.get("frames_per_second")
-                if own is not None and rate is not None and own != rate:
-                    raise ValueError(
-                        f"the clip has {own} frames per second, but frames_per_second={rate} was passed; leave it out "
-                        "for clips that carry their own."
-                    )
-                return self._clip(sample["array"], rate if own is None else own, data_format)
-            source = sample.get("bytes") or sample.get("path")
-            if source is None:
+            own = sample.get("frame_rate")
+            rate = _agreed(None if own is None else _rate("frame_rate", own), rate)
+            found = sample["array"] if sample.get("array") is not None else sample.get("bytes") or sample.get("path")
+            if found is None:
                 raise ValueError(f"a dict must hold 'array', 'bytes' or 'path', got {sorted(map(str, sample))}.")
-            sample = source
+            sample = found
         if isinstance(sample, str | PathLike | bytes):
-            return self._from_file(sample)
+            return self._from_file(sample, rate)
         if hasattr(sample, "get_frame_played_at"):
-            return self._from_decoder(sample)
+            return self._from_decoder(sample, rate)
         return self._from_frames(sample, rate, data_format)
 
     def _moments(self, start: float, end: float) -> np.ndarray | None:
@@ -200,10 +196,10 @@ class VideoProcessor(ImageProcessor):
             raise ValueError("the clip holds no frame; leave it out.")
         if self.frames_per_second is not None and rate is None:
             raise ValueError(
-                "frames are chosen by time, but an array or a list does not tell its own; pass frames_per_second=<rate "
-                "of the clip>, or give the clip as {'array': ..., 'frames_per_second': ...}."
+                "frames are chosen by time, but an array or a list does not tell its own; pass frame_rate=<frames "
+                "in a second of the clip>, or give the clip as {'array': ..., 'frame_rate': ...}."
             )
-        rate = 1.0 if rate is None else _rate(rate)
+        rate = rate or 1.0
         chosen, repeats = np.unique(
             self._choose(np.arange(len(frames)) / rate, len(frames) / rate), return_inverse=True
         )
@@ -213,14 +209,16 @@ class VideoProcessor(ImageProcessor):
                 images.append(self._image(frames[index], data_format))
         return _stack(images)[torch.from_numpy(repeats)]
 
-    def _from_decoder(self, decoder: Any) -> Tensor:
+    def _from_decoder(self, decoder: Any, rate: float | None) -> Tensor:
         """The `VideoDecoder` of torchcodec, which `datasets` gives for a decoded column."""
-        moments = self._moments(decoder.metadata.begin_stream_seconds, decoder.metadata.end_stream_seconds)
+        start, end = decoder.metadata.begin_stream_seconds, decoder.metadata.end_stream_seconds
+        _agreed(len(decoder) / (end - start), rate)
+        moments = self._moments(start, end)
         if moments is None:
             return _stack([self._image(decoder[index]) for index in range(len(decoder))])
         return _stack([self._image(decoder.get_frame_played_at(moment).data) for moment in moments.tolist()])
 
-    def _from_file(self, source: str | PathLike | bytes) -> Tensor:
+    def _from_file(self, source: str | PathLike | bytes, rate: float | None) -> Tensor:
         """A video file or its bytes."""
         try:
             import av
@@ -236,6 +234,7 @@ class VideoProcessor(ImageProcessor):
         try:
             with open_container() as container:
                 timeline = Timeline(container)
+            _agreed(timeline.rate, rate)
             chosen, repeats = np.unique(self._choose(timeline.starts, timeline.end), return_inverse=True)
             images: list[Tensor] = []
             for seek in (True, False):  # without, if it did not lead where it should
@@ -262,10 +261,20 @@ class VideoProcessor(ImageProcessor):
         ]
 
 
-def _rate(value: Any) -> float:
+def _rate(name: str, value: Any) -> float:
     if not isinstance(value, Real) or isinstance(value, bool) or not isfinite(value) or value <= 0:
-        raise ValueError(f"frames_per_second must be a positive number, got {value!r}.")
+        raise ValueError(f"{name} must be a positive number, got {value!r}.")
     return float(value)
+
+
+def _agreed(own: float | None, given: float | None) -> float | None:
+    """The clip's own rate, or else the one that was given; both may be known, but not to differ."""
+    if own is not None and given is not None and abs(own - given) > 0.01 * own:
+        raise ValueError(
+            f"the clip has {own:g} frames per second, but frame_rate={given:g} was passed; leave it out for clips that "
+            "carry their own."
+        )
+    return given if own is None else own
 
 
 def _is_array(sample: Any) -> bool:

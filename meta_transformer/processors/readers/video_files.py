@@ -28,9 +28,12 @@ class Timeline:
         if not packets:
             raise ValueError("it holds no frame.")
         # Decoders show what there is of a GIF's last frame, which ends with a zero and, after it, the file's end mark.
-        unfinished = container.format.name == "gif" and bytes(packets[-1])[-1:] not in (b"\0", b";")
+        gif = container.format.name == "gif"
+        unfinished = gif and bytes(packets[-1])[-1:] not in (b"\0", b";")
         if unfinished or any(packet.is_corrupt for packet in packets):
             raise ValueError("it is damaged or cut off.")
+        if gif and _is_end(bytes(packets[-1])):
+            packets.pop()
         # Raw streams have no times. Those of AVI are made up from the order of packets, which is not that of frames.
         self.timed = all(packet.pts is not None for packet in packets)
         self.has_reliable_times = self.timed and container.format.name != "avi"
@@ -44,6 +47,11 @@ class Timeline:
         last = (packets[-1].duration or 0) * float(stream.time_base)
         gaps = np.diff(self.starts)
         self.end = self.starts[-1] + (last or (np.median(gaps) if len(gaps) else 0) or 1.0)
+
+    @property
+    def rate(self) -> float | None:
+        """Frames in a second, on the average; `None` for one frame, and where the file does not tell."""
+        return len(self.starts) / (self.end - self.starts[0]) if self.timed and len(self.starts) > 1 else None
 
     def frames(self, container: Any, chosen: np.ndarray, seek: bool) -> Iterator[np.ndarray]:
         """The chosen frames as arrays `(height, width, 3)`; it stops early if jumping did not lead to one of them.
@@ -84,6 +92,19 @@ class Timeline:
         if not self.has_reliable_times or frame.pts is None:
             return previous + 1
         return max(0, int(np.searchsorted(self.ticks, frame.pts, side="right")) - 1)
+
+
+def _is_end(packet: bytes) -> bool:
+    """Whether a GIF's packet holds no image, but only extensions, such as a comment, and the file's end mark."""
+    at = 0
+    while (
+        packet[at : at + 1] == b"!"
+    ):  # an extension: its kind, and blocks behind their lengths, of which 0 is the last
+        at += 2
+        while packet[at : at + 1] not in (b"", b"\0"):
+            at += 1 + packet[at]
+        at += 1
+    return packet[at : at + 1] == b";"
 
 
 def _upright(frame: Any) -> np.ndarray:
