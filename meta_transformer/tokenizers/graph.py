@@ -3,13 +3,14 @@
 Arrives: what `GraphProcessor` makes, see there. Leaves: `(batch, graph tokens + nodes + edges, hidden)` with a mask if
 the graphs differ in size.
 
-TokenGT (Kim et al. 2022, section 3): a token is the sum of what the node or edge holds, of a vector for its kind, and
+TokenGT (Kim et al. 2022, section 2): a token is the sum of what the node or edge holds, of a vector for its kind, and
 of the identifiers of the node, or of the two nodes that the edge joins, by which attention can find out what touches
 what. Different from the original:
 
 - Eigenvectors enter by what does not depend on their signs, nor on the basis of an eigenspace, so that the order of
   nodes changes nothing (after SignNet and BasisNet, Lim et al. 2023). `laplacian_embedding="linear"` is the original,
-  with random signs in training.
+  with random signs in training: where no eigenvalue is repeated, the order of nodes changes nothing on average over the
+  signs; where one is, as in a cycle, it does, because the basis of its eigenspace is the solver's choice.
 - An undirected edge is one token, not two.
 - Edge tokens also hold what their two nodes hold, because a frozen trunk cannot learn to fetch it.
 - Every token holds the logarithms of the numbers of nodes and edges, because averages, which attention and pooling
@@ -46,7 +47,8 @@ class GraphTokenizerConfig(TokenizerConfig):
         identifiers: What `node_identifiers` are: `"laplacian"` eigenvectors, `"orthonormal"` vectors, `"none"`.
         num_identifiers: How many there are.
         seed_nodes: Whether one node of each graph is marked.
-        laplacian_embedding: `"invariant"` to signs and bases, or `"linear"` as in TokenGT.
+        laplacian_embedding: `"invariant"` to signs and bases, or `"linear"` as in TokenGT, which is invariant to signs
+            on average over training, and not to bases.
         identifier_features: Learned features of each eigenvector, of the invariant embedding.
         edge_tokens: Whether edges are tokens. If not, a node's token also holds the mean of what the tokens of its
             edges would be, which makes sequences some three times shorter and costs the edges their own attention.
@@ -54,7 +56,8 @@ class GraphTokenizerConfig(TokenizerConfig):
         size_features: Whether tokens hold the numbers of nodes and edges.
         max_degree: Highest degree with a vector of its own, which is added to the node; higher ones share it. 0 for no
             such vectors (Graphormer, Ying et al. 2021, section 3.1.1).
-        num_graph_tokens: Learned tokens in front of the nodes, beside the trunk's class token.
+        num_graph_tokens: Learned tokens in front of the nodes. None by default: TokenGT's one for the whole graph is
+            the trunk's class token here, which comes first anyway.
     """
 
     node_cardinalities: list[int] = field(default_factory=list)
@@ -305,18 +308,35 @@ class GraphTokenizer(ModalityTokenizer):
 
     def _check_values(self, given: dict[str, Tensor], num_nodes: int) -> None:
         """Refuse nodes and ids out of range, which would silently be others; those in padding are not looked at."""
+        node_mask, edge_mask = given.get("node_mask"), given.get("edge_mask")
         limits = {"edge_index": [num_nodes] * 2, "seed_node": num_nodes}
         limits |= {"node_categories": self.config.node_cardinalities, "edge_categories": self.config.edge_cardinalities}
         for name, limit in limits.items():
             if name not in given:
                 continue
-            mask = given.get("node_mask" if name == "node_categories" else "edge_mask")
+            mask = node_mask if name == "node_categories" else edge_mask
             values = given[name] if name == "seed_node" else _fill(given[name], None if mask is None else mask.bool())
             if values.is_floating_point():
                 raise ValueError(f"{name} must hold integers, got {values.dtype}.")
             wrong = (values < 0) | (values >= values.new_tensor(limit))
             if wrong.any():
                 raise ValueError(f"{name} must lie below {limit} and not below 0, got {values[wrong][0].item()}.")
+        if node_mask is not None:
+            self._check_presence(given, node_mask.bool(), None if edge_mask is None else edge_mask.bool())
+
+    def _check_presence(self, given: dict[str, Tensor], node_mask: Tensor, edge_mask: Tensor | None) -> None:
+        """Refuse edges and seeds at nodes that a graph has only as padding."""
+        ends, seed = _fill(given["edge_index"], edge_mask).long(), given.get("seed_node")
+        present = {"edge_index": torch.cat(_at_ends(node_mask[:, :, None], ends), dim=2).all(dim=2)}
+        if edge_mask is not None:
+            present["edge_index"] |= ~edge_mask
+        if seed is not None:
+            present["seed_node"] = node_mask.gather(1, seed.long()[:, None])
+        for name, each in present.items():
+            if not each.all():
+                graph, place = (~each).nonzero()[0].tolist()
+                wrong = ends[graph, place].tolist() if name == "edge_index" else given[name][graph].item()
+                raise ValueError(f"{name} of graph {graph} is {wrong}, a node that node_mask says is not there.")
 
 
 def _fill(values: Tensor, mask: Tensor | None) -> Tensor:

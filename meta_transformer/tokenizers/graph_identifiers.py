@@ -1,6 +1,6 @@
 """Embeddings of node identifiers, for nodes and for edges: the entries of the two ends of an edge to one vector.
 
-A node is an edge from itself to itself (TokenGT, section 3.1).
+A node is an edge from itself to itself (TokenGT, Kim et al. 2022, section 2).
 """
 
 from math import sqrt
@@ -14,18 +14,17 @@ __all__ = ["InvariantIdentifiers", "LinearIdentifiers", "redraw"]
 
 
 class LinearIdentifiers(nn.Module):
-    """`W [P_u, P_v]` (TokenGT, equation 4); in an undirected graph, the mean over both directions."""
+    """`W [P_u, P_v]` (TokenGT, section 2); in an undirected graph the mean over both ways, `V (P_u + P_v) / 2`."""
 
     def __init__(self, num_identifiers: int, hidden_size: int, directed: bool) -> None:
         super().__init__()
         self.directed = directed
-        self.projection = nn.Linear(2 * num_identifiers, hidden_size, bias=False)
+        self.projection = nn.Linear((1 + directed) * num_identifiers, hidden_size, bias=False)
 
     def forward(self, source: Tensor, target: Tensor) -> Tensor:
         """From ends `(batch, items, k)` to `(batch, items, hidden)`."""
-        if not self.directed:
-            source = target = (source + target) / 2
-        return self.projection(torch.cat([source, target], dim=-1).to(self.projection.weight.dtype))
+        ends = torch.cat([source, target], dim=-1) if self.directed else (source + target) / 2
+        return self.projection(ends.to(self.projection.weight.dtype))
 
 
 class InvariantIdentifiers(nn.Module):

@@ -106,17 +106,17 @@ def test_tokens_equal_a_loop_over_nodes_and_edges_with_tokengts_formula(directed
     table = tokenizer.node_content.embedding.weight
     size = tokenizer.sizes(torch.tensor([9.0, len(batch["edge_index"][0])]).log1p())
     content, matrix = [], tokenizer.linear.projection.weight
+    halves = matrix.split(4, dim=1) if directed else [matrix / 2, matrix / 2]  # of the two ends
     identifiers = batch["node_identifiers"][0] / 2  # the square root of k
     first_of_second = processor.tokenizer_config()["node_cardinalities"][0] - 1
     for (a, b), own in zip(batch["node_categories"][0].tolist(), identifiers, strict=True):
         content.append(table[a] + table[b + first_of_second])
-        expected = content[-1] + tokenizer.kinds[0] + matrix @ torch.cat([own, own]) + size
+        expected = content[-1] + tokenizer.kinds[0] + halves[0] @ own + halves[1] @ own + size
         torch.testing.assert_close(nodes[len(content) - 1], expected)
     for token, (u, v), features in zip(edges, batch["edge_index"][0].tolist(), batch["edge_features"][0], strict=True):
-        one_way, other = (matrix @ torch.cat([identifiers[a], identifiers[b]]) for a, b in ((u, v), (v, u)))
         expected = tokenizer.edge_content.projection(features) + tokenizer.kinds[1] + size
         expected = expected + tokenizer.endpoints[0] * content[u] + tokenizer.endpoints[-1] * content[v]
-        torch.testing.assert_close(token, expected + (one_way if directed else (one_way + other) / 2))
+        torch.testing.assert_close(token, expected + halves[0] @ identifiers[u] + halves[1] @ identifiers[v])
 
 
 @torch.no_grad()
@@ -292,43 +292,6 @@ def test_the_invariant_embedding_is_the_same_in_training() -> None:
     assert torch.equal(tokenizer.train()(**batch).embeddings, tokenizer.eval()(**batch).embeddings)
 
 
-def test_signs_are_flipped_in_training_by_the_linear_embedding_one_for_each_eigenvector() -> None:
-    processor = GraphProcessor(**STRUCTURE, num_identifiers=3)
-    tokenizer = make(processor, laplacian_embedding="linear", size_features=False)
-    batch = processor(nx.lollipop_graph(4, 3))
-    own = batch["node_identifiers"][0] / 3**0.5
-    weight = tokenizer.linear.projection.weight.unflatten(1, (2, 3)).sum(dim=1)
-    outcomes = set()
-    tokenizer.train()
-    for _ in range(60):
-        nodes, _ = parts(tokenizer(**batch))
-        signs = torch.linalg.lstsq(
-            own.double(), (torch.linalg.pinv(weight) @ (nodes - tokenizer.kinds[0]).T).T.double()
-        )
-        matrix = signs.solution
-        torch.testing.assert_close(matrix.abs(), torch.eye(3).double(), atol=1e-4, rtol=0)
-        outcomes.add(tuple(matrix.diagonal().sign().tolist()))
-    assert len(outcomes) == 8
-
-
-def test_orthonormal_identifiers_are_drawn_anew_in_training_and_stay_orthonormal() -> None:
-    processor = GraphProcessor(**STRUCTURE, identifiers="orthonormal", num_identifiers=12)
-    tokenizer = make(processor, size_features=False)
-    seen = []
-    tokenizer.linear.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
-    batch = processor([nx.path_graph(5), nx.path_graph(12)])
-    tokenizer.train()(**batch)
-    tokenizer(**batch)
-    for vectors, again in ((seen[0], seen[2]),):
-        assert (vectors - again).abs().max() > 0.1
-        for row, size in enumerate((5, 12)):
-            own = vectors[row, :size]
-            torch.testing.assert_close(own @ own.T, torch.eye(size), atol=1e-5, rtol=0)
-        assert vectors[0, 5:].abs().max() == 0
-    tokenizer.eval()
-    assert torch.equal(tokenizer(**batch).embeddings, tokenizer(**batch).embeddings)
-
-
 @pytest.mark.parametrize("options", [{}, {"laplacian_embedding": "linear"}, {"edge_tokens": False, "max_degree": 2}])
 def test_every_parameter_gets_a_gradient_even_where_no_graph_has_an_edge(options: dict[str, Any]) -> None:
     processor, graphs = fitted()
@@ -392,6 +355,19 @@ def test_bad_tensors_are_refused_with_the_remedy() -> None:
     for tensors, message in bad:
         with pytest.raises(ValueError, match=message):
             tokenizer(**tensors)
+
+
+def test_edges_and_seeds_at_nodes_that_only_larger_graphs_have_are_refused() -> None:
+    processor, graphs = fitted(seed_nodes=True)
+    tokenizer, batch = make(processor), dict(processor([{**graph, "seed": 0} for graph in graphs]))
+    batch["edge_index"][~batch["edge_mask"]] = 10**9  # padding is not looked at
+    tokenizer(**batch)
+    batch["edge_index"][1, 0] = torch.tensor([0, 4])  # of three nodes
+    with pytest.raises(ValueError, match=r"edge_index of graph 1 is \[0, 4\], a node that node_mask says is not there"):
+        tokenizer(**batch)
+    batch["edge_index"][1, 0], batch["seed_node"][3] = torch.tensor([0, 1]), 2
+    with pytest.raises(ValueError, match="seed_node of graph 3 is 2, a node"):
+        tokenizer(**batch)
 
 
 def test_without_anything_of_the_nodes_their_number_is_asked_for() -> None:
