@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import BatchFeature
 
 from .base import ModalityProcessor, errors_at, pad_to_longest
-from .readers.point_files import RawCloud, decode, is_table
+from .readers.point_files import RawCloud, decode, is_table, to_unit_range
 
 __all__ = ["PointCloudProcessor"]
 
@@ -142,7 +142,7 @@ class PointCloudProcessor(ModalityProcessor):
             raise TypeError(f"{type(self).__name__} takes no argument {sorted(kwargs)}.")
         if seed is not None:
             _check_integer("seed", seed, 0)
-        pairs = list(self._clouds(samples, self.seed if seed is None else seed))
+        pairs = list(self._clouds(samples, self.seed if seed is None else seed, standardized=True))
         coordinates, mask = pad_to_longest([coordinates for coordinates, _ in pairs])
         data = {"point_coordinates": coordinates.numpy()}
         if self.num_features:
@@ -168,9 +168,8 @@ class PointCloudProcessor(ModalityProcessor):
         """
         if kwargs:
             raise TypeError(f"{type(self).__name__}.fit takes no argument {sorted(kwargs)}.")
-        self.feature_mean = self.feature_std = None
         count, mean, squares = 0, np.zeros(self.num_features), np.zeros(self.num_features)
-        for _, features in self._clouds(samples, self.seed):
+        for _, features in self._clouds(samples, self.seed, standardized=False):
             values = features.numpy()
             # Chan, Golub and LeVeque 1983, equation 2.1: no difference of large sums, whatever the mean is.
             step = values.mean(axis=0) - mean
@@ -181,16 +180,17 @@ class PointCloudProcessor(ModalityProcessor):
         if self.num_features:
             std = np.sqrt(squares / count)
             self.feature_mean = mean.tolist()
-            self.feature_std = np.where(std > 1e-6 * np.abs(mean).clip(min=1e-30), std, 1.0).tolist()
+            # Not std > 0: rounding of the mean leaves a little deviation in a constant feature.
+            self.feature_std = np.where(std > 1e-12 * np.abs(mean), std, 1.0).tolist()
         return self
 
-    def _clouds(self, samples: Any, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def _clouds(self, samples: Any, seed: int, *, standardized: bool) -> Iterator[tuple[Tensor, Tensor]]:
         """Of one cloud after the other, coordinates in float32 and features in float64, each `(points, ...)`."""
         for index, sample in enumerate(_one_by_one(samples)):
             with errors_at(f"point_cloud[{index}]"):
                 cloud = decode(sample, self.mesh_points, seed)
                 coordinates = torch.from_numpy(self._normalized(cloud.coordinates).astype(np.float32))
-                features = torch.from_numpy(self._features(cloud))
+                features = torch.from_numpy(self._features(cloud, standardized))
             keep = self._keep(coordinates, seed)
             yield coordinates[keep], features[keep]
 
@@ -211,7 +211,7 @@ class PointCloudProcessor(ModalityProcessor):
             raise ValueError(f"coordinates times scale {self.scale} lie beyond 1e15; use a smaller scale.")
         return coordinates
 
-    def _features(self, cloud: RawCloud) -> np.ndarray:
+    def _features(self, cloud: RawCloud, standardized: bool) -> np.ndarray:
         """`(points, num_features)` in float64."""
         names = self.feature_names
         if names is None:
@@ -221,7 +221,7 @@ class PointCloudProcessor(ModalityProcessor):
             names = ["features"]  # an array, whose columns are the named ones in their order
         if missing := [name for name in names if name not in cloud.channels]:
             raise ValueError(f"the cloud has no channel {missing}, only {sorted(cloud.channels)}; see feature_names.")
-        columns = [cloud.channels[name] for name in names]
+        columns = [to_unit_range(cloud.channels[name], name) for name in names]
         width = sum(column.shape[1] for column in columns)
         if width != self.num_features:
             raise ValueError(
@@ -230,8 +230,9 @@ class PointCloudProcessor(ModalityProcessor):
                 f"{ {name: column.shape[1] for name, column in cloud.channels.items()} }."
             )
         features = np.concatenate([np.zeros((len(cloud.coordinates), 0)), *columns], axis=1)
-        if self.feature_mean is not None:
-            features = (features - np.array(self.feature_mean)) / np.array(self.feature_std)
+        if standardized and self.feature_mean is not None:
+            with np.errstate(over="ignore"):  # refused below
+                features = (features - np.array(self.feature_mean)) / np.array(self.feature_std)
         if not (np.abs(features) <= _LARGEST).all():
             raise ValueError(f"the features ({names}) hold NaN, infinity or values beyond 1e15; replace them first.")
         return features

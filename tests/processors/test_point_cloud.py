@@ -1,225 +1,28 @@
-"""Point cloud processor: against plyfile, trimesh, laspy, pandas and numpy, on real scans of objects."""
+"""Point cloud processor: against numpy, on real scans of objects."""
 
-import io
-import os
-import sys
 from pathlib import Path
 
-import laspy
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 import trimesh
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from plyfile import PlyData, PlyElement
 from torch.testing import assert_close
 
 from meta_transformer import MetaTransformerProcessor
 from meta_transformer.processors.point_cloud import PointCloudProcessor
+from tests.support.clouds import COLORS, NORMALS, POINTS, features, points, raw, scans, tensor
 from tests.support.fuzz import finite_or_refused
-
-RANDOM = np.random.default_rng(0)
-POINTS = RANDOM.normal(size=(50, 3))
-COLORS = RANDOM.integers(0, 256, size=(50, 3)).astype(np.uint8)
-NORMALS = RANDOM.normal(size=(50, 3))
-
-
-@pytest.fixture(scope="module")
-def scans(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Text files of objects in metres and of different size: real scans, or boxes where there is no data."""
-    data = os.environ.get("META_TRANSFORMER_DATA")
-    if data:
-        return sorted((Path(data) / "point_cloud/dales_objects/clouds").glob("*/*[05].xyz"))[::20]
-    folder = tmp_path_factory.mktemp("scans")
-    for index in range(4):
-        np.savetxt(folder / f"{index}.xyz", RANDOM.uniform(0, 5, size=(150 + 50 * index, 3)), fmt="%.2f")
-    return sorted(folder.glob("*.xyz"))
-
-
-def raw(**options: object) -> PointCloudProcessor:
-    """A processor that leaves coordinates as they are."""
-    return PointCloudProcessor(normalization=None, **options)
-
-
-def points(sample: object, **options: object) -> torch.Tensor:
-    return raw(**options)(sample)["point_coordinates"][0]
-
-
-def features(sample: object, **options: object) -> torch.Tensor:
-    return raw(**options)(sample)["point_features"][0]
-
-
-def tensor(values: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(np.asarray(values, np.float32))
-
-
-def save_ply(path: Path, text: bool = False) -> Path:
-    columns = {**dict(zip("xyz", POINTS.T, strict=True)), **dict(zip(("nx", "ny", "nz"), NORMALS.T, strict=True))}
-    columns |= dict(zip(("red", "green", "blue"), COLORS.T, strict=True))
-    kinds = [(name, "u1" if values.dtype == np.uint8 else "f4") for name, values in columns.items()]
-    table = np.empty(50, dtype=kinds)
-    for name, values in columns.items():
-        table[name] = values
-    PlyData([PlyElement.describe(table, "vertex")], text=text).write(path)
-    return path
-
-
-def save_las(path: Path) -> Path:
-    las = laspy.create(point_format=2, file_version="1.2")
-    las.header.scales = [0.001] * 3
-    las.header.offsets = [500_000, 5_000_000, 0]
-    las.x, las.y, las.z = POINTS.T + np.array([[500_000], [5_000_000], [0]])
-    las.intensity = np.arange(50, dtype=np.uint16) * 1000
-    las.red, las.green, las.blue = COLORS.T.astype(np.uint16) * 257
-    las.write(path)
-    return path
-
-
-def test_text_files_are_read_and_padded_with_a_mask(scans: list[Path]) -> None:
-    batch = raw()(scans)
-    assert batch["point_coordinates"].dtype == torch.float32
-    assert batch["point_mask"].dtype == torch.bool
-    for row, mask, path in zip(batch["point_coordinates"], batch["point_mask"], scans, strict=True):
-        expected = tensor(pd.read_csv(path, sep=" ", header=None).to_numpy())
-        assert torch.equal(row[mask], expected)
-        assert mask[: len(expected)].all() and not mask[len(expected) :].any()
-        assert row[len(expected) :].eq(0).all()
 
 
 def test_clouds_of_equal_size_have_no_mask_and_no_features() -> None:
     assert list(raw()([POINTS, POINTS])) == ["point_coordinates"]
 
 
-def test_arrays_tensors_and_lists_are_the_same_cloud() -> None:
-    expected = tensor(POINTS)
-    for sample in (POINTS, torch.from_numpy(POINTS), POINTS.tolist(), list(POINTS), list(torch.from_numpy(POINTS))):
-        assert_close(points(sample), expected)
-        assert_close(points([sample]), expected)
-    assert_close(points(torch.from_numpy(POINTS).bfloat16()), tensor(POINTS).bfloat16().float())
-    assert raw()(np.stack([POINTS, POINTS, POINTS]))["point_coordinates"].shape == (3, 50, 3)
-
-
-@pytest.mark.parametrize("name", ["points", "xyz", "coordinates", "coords", "pos", "positions", "vertices"])
-def test_a_dict_holds_coordinates_under_any_usual_name(name: str) -> None:
-    assert torch.equal(points({name: POINTS, "label": 3, "file": "a.ply"}), tensor(POINTS))
-
-
-def test_tables_dicts_and_structured_arrays_hold_columns() -> None:
-    table = pd.DataFrame({**dict(zip("XYZ", POINTS.T, strict=True)), "intensity": np.arange(50.0)})
-    expected = torch.arange(50.0)[:, None]
-    for sample in (
-        table,
-        table.to_dict("list"),
-        table.to_records(index=False),
-        {"points": POINTS, **table[["intensity"]]},
-    ):
-        assert torch.equal(points(sample), tensor(POINTS))
-        assert torch.equal(features(sample, num_features=1), expected)
-        assert torch.equal(features([sample, sample], feature_names=["intensity"]), expected)
-
-
-def test_columns_behind_the_coordinates_are_features() -> None:
-    array = np.concatenate([POINTS, NORMALS], axis=1)
-    expected = tensor(NORMALS)
-    names = ["nx", "ny", "nz"]
-    for sample in (array, torch.from_numpy(array), {"points": array}, {"points": POINTS, "features": NORMALS}):
-        assert torch.equal(points(sample, num_features=3), tensor(POINTS))
-        assert torch.equal(features(sample, num_features=3), expected)
-        assert torch.equal(features(sample, feature_names=names), expected)
-
-
-def test_named_channels_are_taken_in_the_order_of_the_names() -> None:
-    sample = {"points": POINTS, "normals": NORMALS, "rgb": COLORS, "intensity": POINTS[:, 0], "curvature": POINTS[:, 1]}
-    chosen = features(sample, feature_names=["curvature", "colors", "intensity"])
-    expected = np.concatenate([POINTS[:, 1:2], COLORS / 255, POINTS[:, :1]], axis=1)
-    assert_close(chosen, tensor(expected))
-    assert features(sample, num_features=7).shape == (50, 7)
-    assert "point_features" not in raw()(sample)
-
-
-@pytest.mark.parametrize("text", [False, True])
-def test_ply_files_are_read_with_normals_and_colours(tmp_path: Path, text: bool) -> None:
-    path = save_ply(tmp_path / "scan.ply", text)
-    for sample in (path, str(path), path.read_bytes(), {"bytes": path.read_bytes(), "path": None}):
-        assert_close(points(sample), tensor(POINTS))
-        assert_close(features(sample, feature_names=["colors"]), tensor(COLORS / 255))
-        assert_close(features(sample, feature_names=["normals", "colors"])[:, :3], tensor(NORMALS))
-
-
-def test_las_files_keep_millimetres_of_a_national_grid(tmp_path: Path) -> None:
-    path = save_las(tmp_path / "scan.las")
-    centred = PointCloudProcessor(normalization="center", feature_names=["intensity", "colors"])(path)
-    assert_close(centred["point_coordinates"][0], tensor(POINTS - POINTS.mean(axis=0)), atol=1e-3, rtol=0)
-    expected = np.concatenate([np.arange(50)[:, None] * 1000 / 65535, COLORS / 255], axis=1)
-    assert_close(centred["point_features"][0], tensor(expected))
-
-
-def test_a_compressed_las_file_without_its_decoder_says_what_to_install(tmp_path: Path) -> None:
-    if laspy.LazBackend.detect_available():
-        pytest.skip("a decoder is installed")
-    contents = bytearray(save_las(tmp_path / "scan.las").read_bytes())
-    contents[104] |= 0x80  # the header's point format, with LASzip's bit
-    (tmp_path / "scan.laz").write_bytes(contents)
-    with pytest.raises(ImportError, match=r"pip install \"laspy\[lazrs\]\""):
-        raw()(tmp_path / "scan.laz")
-
-
-@pytest.mark.parametrize("kind", ["off", "obj", "stl"])
-def test_meshes_are_sampled_on_their_surface_with_normals(tmp_path: Path, kind: str) -> None:
-    path = tmp_path / f"box.{kind}"
-    trimesh.creation.box((1.0, 2.0, 4.0)).export(path)
-    batch = raw(mesh_points=4000, feature_names=["normals"])(path)
-    sampled, normals = batch["point_coordinates"][0].double(), batch["point_features"][0]
-    half = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
-    assert ((sampled.abs() - half).abs().amin(dim=1) < 1e-6).all()
-    on_face = (sampled - half * normals).abs() * normals.abs()
-    assert on_face.max() < 1e-6
-    shares = normals.abs().mean(dim=0)  # faces of 8, 4 and 2 square units
-    assert_close(shares, torch.tensor([8.0, 4.0, 2.0]) / 14, atol=0.03, rtol=0)
-    assert torch.equal(raw(mesh_points=4000)(path)["point_coordinates"][0].double(), sampled)
-
-
-def test_a_mesh_may_give_its_vertices_instead(tmp_path: Path) -> None:
-    mesh = trimesh.creation.icosphere(subdivisions=1)
-    assert_close(points(mesh, mesh_points=None), tensor(mesh.vertices))
-    assert_close(points(trimesh.PointCloud(POINTS)), tensor(POINTS))
-    assert points([mesh, mesh]).shape == (1024, 3)
-
-
-def test_an_off_file_whose_first_line_also_holds_the_counts_is_read(tmp_path: Path) -> None:
-    (tmp_path / "a.off").write_text("OFF3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 2\n")  # as some of ModelNet40 are
-    assert_close(points(tmp_path / "a.off", mesh_points=None), torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 1, 0]]))
-
-
-def test_numpy_files_and_other_text_are_read(tmp_path: Path) -> None:
-    np.save(tmp_path / "a.npy", POINTS)
-    np.savez(tmp_path / "one.npz", POINTS)
-    np.savez(tmp_path / "named.npz", points=POINTS, colors=COLORS)
-    np.savetxt(tmp_path / "commas.txt", POINTS, delimiter=",")
-    np.savetxt(tmp_path / "comment.csv", POINTS, delimiter=";", header="x y z")
-    for path in sorted(tmp_path.iterdir()):
-        assert_close(points(path), tensor(POINTS))
-        assert_close(points(path.read_bytes()), tensor(POINTS))
-    assert_close(features(tmp_path / "named.npz", num_features=3), tensor(COLORS / 255))
-
-
-def test_columns_of_a_datasets_data_set_are_taken() -> None:
-    from datasets import Array2D, Dataset, Features
-
-    columns = Features({"cloud": Array2D((None, 3), "float32")})
-    clouds = [POINTS[:20].astype("f4"), POINTS.astype("f4")]
-    dataset = Dataset.from_dict({"cloud": clouds}, features=columns)
-    expected = raw()(clouds)
-    for samples in (dataset["cloud"], dataset[:]["cloud"], dataset.with_format("numpy")["cloud"]):
-        for name, value in raw()(samples).items():
-            assert torch.equal(value, expected[name])
-
-
-def test_unit_sphere_puts_the_mean_at_0_and_the_farthest_point_at_1(scans: list[Path]) -> None:
-    for path in scans:
+def test_unit_sphere_puts_the_mean_at_0_and_the_farthest_point_at_1(tmp_path: Path) -> None:
+    for path in scans(tmp_path):
         cloud = PointCloudProcessor()(path)["point_coordinates"][0]
         original = np.loadtxt(path)
         centred = original - original.mean(axis=0)
@@ -284,6 +87,32 @@ def test_fit_gives_features_of_mean_0_and_standard_deviation_1() -> None:
     assert_close(processor.fit(clouds)(clouds)["point_features"], batch["point_features"])
 
 
+def test_fit_does_not_depend_on_the_fit_before_and_a_failing_one_changes_nothing() -> None:
+    first, other = (np.concatenate([POINTS, values], axis=1) for values in (NORMALS, 5 + 3 * NORMALS))
+    processor = raw(num_features=3).fit(first)
+    before = processor.to_dict()
+    with pytest.raises(ValueError, match=r"point_cloud\[1\]: the features .* NaN"):
+        processor.fit([other, np.concatenate([POINTS, HOLES], axis=1)])
+    assert processor.to_dict() == before
+    assert processor.fit(other).to_dict() == raw(num_features=3).fit(other).to_dict()
+
+
+def test_seconds_of_a_gps_clock_vary() -> None:
+    times = 2.9e8 + np.linspace(-30, 30, 50)
+    sample = {"points": POINTS, "gps_time": times}
+    processor = raw(feature_names=["gps_time"]).fit(sample)
+    assert processor.feature_std == pytest.approx([times.std()], rel=1e-6)
+    assert_close(processor(sample)["point_features"][0, :, 0], tensor((times - times.mean()) / times.std()))
+
+
+@pytest.mark.parametrize("value", [0.1, 2.9e8 + 1 / 3, -1e15])
+def test_a_feature_that_never_changes_is_0(value: float) -> None:
+    sample = {"points": POINTS, "gps_time": np.full(50, value)}
+    processor = raw(feature_names=["gps_time"]).fit([sample, sample, sample])
+    assert processor.feature_std == [1.0]
+    assert processor(sample)["point_features"].abs().max() < 1
+
+
 def test_settings_survive_json(tmp_path: Path) -> None:
     array = np.concatenate([POINTS, NORMALS], axis=1)
     processor = PointCloudProcessor(feature_names=["normals"], normalization="center", max_points=30, seed=5)
@@ -314,9 +143,11 @@ BAD_SAMPLES = {
     "one point alone": (POINTS[0], ValueError, "several clouds as a list"),
     "more columns": (np.ones((5, 6)), ValueError, "3 features .*num_features is 0.*Set num_features=3"),
     "nan": (HOLES, ValueError, "NaN, infinity"),
+    "masked": (np.ma.masked_greater(POINTS, 1), ValueError, "NaN, infinity"),
+    "list of masked": (list(np.ma.masked_greater(POINTS, 1)), ValueError, "NaN, infinity"),
     "infinity": (np.full((5, 3), np.inf), ValueError, "NaN, infinity"),
     "beyond float32": (np.full((5, 3), 1e300), ValueError, "beyond 1e15"),
-    "ragged lists": ([[0.0, 1, 2], [3.0, 4]], ValueError, "differ in length"),
+    "ragged lists": ([[0.0, 1, 2], [3.0, 4]], ValueError, "table of equal rows"),
     "words": ([["a", "b", "c"]], TypeError, "real numbers"),
     "complex": (POINTS.astype(complex), TypeError, "complex128"),
     "missing file": ("no/such/scan.ply", ValueError, "no file 'no/such/scan.ply'"),
@@ -326,6 +157,8 @@ BAD_SAMPLES = {
     "empty text": (b"# nothing\n", ValueError, "holds no point"),
     "dict without coordinates": ({"colors": COLORS}, ValueError, r"under one of .*got \['colors'\]"),
     "dict with two": ({"points": POINTS, "xyz": POINTS}, ValueError, "under one of"),
+    "number as path": ({"path": 5}, ValueError, r"bytes or a path, got \{'path': 5\}"),
+    "text as bytes": ({"bytes": "ply", "path": "a.ply"}, ValueError, "bytes or a path"),
     "empty dict": ({"bytes": None, "path": None}, ValueError, "bytes or a path"),
     "other number of colours": ({"points": POINTS, "colors": COLORS[:9]}, ValueError, "each of the 50 points"),
     "columns of different length": ({"x": [1], "y": [1, 2], "z": [1]}, ValueError, "different lengths"),
@@ -351,6 +184,9 @@ def test_a_channel_that_is_not_there_is_named_with_those_that_are() -> None:
 
 
 def test_a_feature_that_is_no_number_is_refused() -> None:
+    masked = {"points": POINTS, "colors": np.ma.masked_less(COLORS, 9)}
+    with pytest.raises(ValueError, match="features.*NaN"):
+        features(masked, feature_names=["colors"])
     with pytest.raises(ValueError, match="features.*NaN"):
         features(np.concatenate([POINTS, HOLES], axis=1), num_features=3)
 
@@ -386,23 +222,6 @@ def test_settings_that_make_no_cloud_are_refused(options: dict[str, object]) -> 
 def test_names_must_be_a_list_of_strings() -> None:
     with pytest.raises(TypeError, match="list of names"):
         PointCloudProcessor(feature_names="colors")
-
-
-@pytest.mark.parametrize(("package", "kind"), [("plyfile", "ply"), ("laspy", "las"), ("trimesh", "off")])
-def test_a_missing_package_is_named_with_its_extra(
-    package: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / f"a.{kind}").write_bytes(b"")
-    monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ImportError, match=r'pip install "meta_transformer\[point_cloud\]"'):
-        raw()(tmp_path / f"a.{kind}")
-
-
-def test_no_array_of_objects_is_unpickled() -> None:
-    file = io.BytesIO()
-    np.save(file, np.array([object()]), allow_pickle=True)
-    with pytest.raises(ValueError, match="allow_pickle"):
-        raw()(file.getvalue())
 
 
 def test_dummy_samples_are_ragged_and_repeatable() -> None:
@@ -441,3 +260,29 @@ def test_any_input_gives_finite_tensors_or_a_sentence(
 ) -> None:
     options = {"normalization": normalization, "num_features": num_features, "max_points": max_points}
     finite_or_refused(lambda: PointCloudProcessor(**options, sampling="farthest").fit(samples)(samples))
+
+
+@st.composite
+def clouds(draw: st.DrawFn) -> np.ndarray:
+    """Points with two features, with the largest and smallest numbers among others."""
+    dtype = draw(st.sampled_from(["f4", "f8"]))
+    numbers = st.sampled_from([0.0, 4e14, -4e14, 1e-45]) | st.floats(-1e3, 1e3, width=32)
+    return draw(arrays.arrays(dtype, (draw(st.integers(1, 6)), 5), elements=numbers, fill=st.nothing()))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    samples=st.lists(clouds(), min_size=1, max_size=2),
+    wrong=st.sampled_from([None, None, np.nan, np.inf, 1e16]),
+    column=st.integers(0, 4),
+    normalization=st.sampled_from(["unit_sphere", "center", None]),
+    max_points=st.sampled_from([None, 1, 4]),
+)
+def test_clouds_are_taken_unless_a_number_is_not_finite_or_too_large(
+    samples: list[np.ndarray], wrong: float | None, column: int, normalization: str | None, max_points: int | None
+) -> None:
+    if wrong is not None:
+        samples[-1][-1, column] = wrong
+    options = {"normalization": normalization, "num_features": 2, "max_points": max_points, "sampling": "farthest"}
+    taken = finite_or_refused(lambda: PointCloudProcessor(**options).fit(samples)(samples))
+    assert taken == (wrong is None)

@@ -1,5 +1,6 @@
 """Reading of point clouds: files, tables and meshes to coordinates and named channels."""
 
+import re
 from collections.abc import Callable, Mapping
 from io import BytesIO
 from os import PathLike
@@ -9,7 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-__all__ = ["RawCloud", "decode", "is_table"]
+from .arrays import to_array
+
+__all__ = ["RawCloud", "decode", "is_table", "to_unit_range"]
 
 # Under these names a dict or a file may hold the coordinates.
 _COORDINATES = ("points", "xyz", "coordinates", "coords", "pos", "positions", "vertices")
@@ -25,7 +28,8 @@ class RawCloud(NamedTuple):
 
     Attributes:
         coordinates: `(points, 3)` float64.
-        channels: By name, `(points, columns)`. Those under `"features"` have no names of their own.
+        channels: By name, `(points, columns)` as stored, see `to_unit_range`. Those under `"features"` have no names of
+            their own.
     """
 
     coordinates: np.ndarray
@@ -49,11 +53,11 @@ def decode(sample: Any, mesh_points: int | None, seed: int) -> RawCloud:
         ImportError: A package that reads this kind of file is not installed.
     """
     if isinstance(sample, Mapping) and not set(sample) - {"bytes", "path"}:  # of a column of a `datasets` data set
-        source = sample.get("bytes") or sample.get("path")
-        if source is None:
-            raise ValueError(f"a dict must hold points, bytes or a path, got {dict(sample)}.")
-        suffix = Path(sample["path"]).suffix if sample.get("path") else None
-        sample = _read(source, suffix)
+        contents, path = sample.get("bytes"), sample.get("path")
+        source = contents or path
+        if source is None or not isinstance(contents, bytes | None) or not isinstance(path, str | PathLike | None):
+            raise ValueError(f"a dict must hold points, bytes or a path, got {dict(sample)!r:.100}.")
+        sample = _read(source, Path(path).suffix if path else None)
     elif isinstance(sample, str | PathLike | bytes):
         sample = _read(sample)
     if hasattr(sample, "vertices"):  # trimesh's mesh or PointCloud
@@ -121,30 +125,41 @@ def _from_channels(values: Mapping[Any, Any]) -> RawCloud:
 
 
 def _channel(value: Any, count: int) -> np.ndarray | None:
-    """A value for each point as `(points, columns)`; `None` for what is none, such as a label or a file's name.
-
-    Integers of 8 and 16 bits, as colours and intensities are stored, are scaled to 0..1.
-    """
+    """A value for each point as `(points, columns)`; `None` for what is none, such as a label or a file's name."""
     try:
         array = _numbers(value, "channel")
     except (TypeError, ValueError):
         return None
     array = array[:, None] if array.ndim == 1 else array
-    if array.ndim != 2 or len(array) != count:
-        return None
-    return array / np.iinfo(array.dtype).max if array.dtype in (np.uint8, np.uint16) else array
+    return array if array.ndim == 2 and len(array) == count else None
+
+
+def to_unit_range(values: np.ndarray, name: str) -> np.ndarray:
+    """Integers whose range is known to 0..1; all else as it is.
+
+    That is of unsigned integers of 8 and 16 bits, by their type, and of colours: where the type is another, as in lists
+    and tables, they are of 8 bits.
+
+    Raises:
+        ValueError: Such colours that are not of 8 bits.
+    """
+    if values.dtype in (np.uint8, np.uint16):
+        return values / np.iinfo(values.dtype).max
+    if values.dtype.kind not in "iu" or name.lower() not in ("colors", *_GROUPS["colors"]):
+        return values
+    if ((values < 0) | (values > 255)).any():
+        raise ValueError(
+            f"{name} must be whole numbers from 0 to 255, got {values.min()} to {values.max()}; give others as uint16 "
+            "or as floats from 0 to 1."
+        )
+    return values / 255
 
 
 def _numbers(value: Any, name: str) -> np.ndarray:
-    if isinstance(value, Tensor):
-        value = value.detach().cpu()
-        value = value.float() if value.is_floating_point() and value.itemsize < 4 else value
-    elif isinstance(value, list | tuple) and value and isinstance(value[0], Tensor):
-        value = [np.asarray(each.detach().cpu().float()) for each in value]
     try:
-        array = np.asarray(value)
+        array = to_array(value)
     except ValueError as error:
-        raise ValueError(f"{name} must make a table, but its rows differ in length ({error}).") from error
+        raise ValueError(f"{name} must be a table of equal rows: {error}.") from error
     if array.dtype.kind not in "fiub":
         raise TypeError(f"{name} must be real numbers, got values of type {array.dtype}.")
     return array
@@ -206,11 +221,33 @@ def _read_numpy(stream: Any, suffix: str) -> Any:
     return next(iter(arrays.values())) if len(arrays) == 1 else arrays
 
 
-def _read_text(stream: Any, suffix: str) -> np.ndarray:
-    lines = stream.read().decode("utf-8-sig").replace("//", "#").replace(",", " ").replace(";", " ").splitlines()
-    if not any(line.split("#")[0].strip() for line in lines):
+def _read_text(stream: Any, suffix: str) -> np.ndarray | dict[str, np.ndarray]:
+    """A point a line, perhaps after a line with their number, as Leica's have it, and one with the columns' names."""
+    lines = stream.read().decode("utf-8-sig").replace("//", "#").splitlines()
+    lines = [line for line in (line.split("#")[0].strip() for line in lines) if line]
+    if lines and lines[0].isdigit():
+        del lines[0]
+    names = _header(lines[0]) if lines else []
+    if names:
+        del lines[0]
+    if not lines:
         raise ValueError("it holds no point.")
-    return np.loadtxt(lines, ndmin=2)
+    table = np.loadtxt([line.replace(",", " ").replace(";", " ") for line in lines], ndmin=2)
+    if not names:
+        return table
+    if len(set(names)) != table.shape[1]:
+        raise ValueError(f"its header {names} must name each of the {table.shape[1]} columns once.")
+    return dict(zip(names, table.T, strict=True))
+
+
+def _header(line: str) -> list[str]:
+    """The words of a line that does not begin with a number; else none."""
+    words = [word.strip(" \t\"'") for word in (re.split("[,;]", line) if re.search("[,;]", line) else line.split())]
+    try:
+        float(words[0])
+    except ValueError:
+        return [word for word in words if word]
+    return []
 
 
 def _read_ply(stream: Any, suffix: str) -> dict[str, np.ndarray]:
