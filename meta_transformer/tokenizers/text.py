@@ -8,7 +8,7 @@ loaded, to that of the trunk, which is frozen and cannot adapt. Different from i
 stretched for texts longer than their table, each to its own length; a table of another width than the trunk's, which a
 linear layer projects (ALBERT, Lan et al. 2020, section 3.1); and, on request, a convolution over neighbouring ids that
 makes tokens of n-grams (Kim 2014, equation 2), fewer of them than ids if it is strided (CANINE, Clark et al. 2022,
-section 3.2). That is what makes words of bytes before a frozen trunk, which cannot learn to, sees them.
+section 3.1). That is what makes words of bytes before a frozen trunk, which cannot learn to, sees them.
 """
 
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from ..sequence import GridLayout, TokenSequence
 from .base import ModalityTokenizer, TokenizerConfig
@@ -27,6 +28,8 @@ from .padding import first_places, read_mask
 from .positions import InterpolatedPositions
 
 __all__ = ["TextTokenizer", "TextTokenizerConfig"]
+
+logger = logging.get_logger(__name__)
 
 
 @strict
@@ -75,6 +78,19 @@ class TextTokenizerConfig(TokenizerConfig):
         return cls(vocab_size=rows, embedding_size=width, **options)
 
 
+class _Table(nn.Embedding):
+    """A table of embeddings that knows whether nothing but chance has filled it."""
+
+    is_random = False
+
+    def init_parameters(self, std: float) -> None:
+        self.is_random = True  # not called if weights were loaded
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.is_random = False
+        super()._load_from_state_dict(*args, **kwargs)
+
+
 class NgramConvolution(nn.Module):
     """One token for each `stride` ids, made of `size` ids around: convolution and GELU, as CANINE's.
 
@@ -109,7 +125,7 @@ class TextTokenizer(ModalityTokenizer):
     def __init__(self, config: TextTokenizerConfig, hidden_size: int) -> None:
         super().__init__(config, hidden_size)
         width = config.embedding_size or hidden_size
-        self.embeddings = nn.Embedding(config.vocab_size, width)
+        self.embeddings = _Table(config.vocab_size, width)
         self.projection: nn.Module = nn.Identity()
         if config.ngram_size > 1:
             self.projection = NgramConvolution(width, hidden_size, config.ngram_size, config.downsampling_rate)
@@ -144,6 +160,7 @@ class TextTokenizer(ModalityTokenizer):
                 f"{tuple(self.embeddings.weight.shape)}; make it with TextTokenizerConfig.from_embeddings_of(source)."
             )
         self.embeddings.weight.copy_(table)
+        self.embeddings.is_random = False
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> TokenSequence:
         """Tokenize a batch of texts.
@@ -166,6 +183,8 @@ class TextTokenizer(ModalityTokenizer):
         if mask is not None:
             input_ids = input_ids.masked_fill(~mask, 0)
         self._check_range(input_ids)
+        if self.training and self.embeddings.is_random and self.config.freeze_embeddings:
+            self._warn()
         tokens = self.embeddings(input_ids.long())
         if mask is not None and self.config.ngram_size > 1:
             tokens = tokens.masked_fill(~mask[:, :, None], 0)
@@ -182,6 +201,13 @@ class TextTokenizer(ModalityTokenizer):
         integers = not (input_ids.is_floating_point() or input_ids.is_complex() or input_ids.dtype == torch.bool)
         if len(shape) != 2 or shape[1] == 0 or not integers:
             raise ValueError(f"input_ids must be integers of shape (batch, length), got {input_ids.dtype} of {shape}.")
+
+    def _warn(self) -> None:
+        if not torch.compiler.is_compiling():
+            logger.warning_once(
+                "freeze_embeddings=True keeps a table of random embeddings from learning; fill it with load_embeddings "
+                "first, or set freeze_embeddings=False."
+            )
 
     def _check_range(self, input_ids: Tensor) -> None:
         if torch.compiler.is_compiling():

@@ -1,4 +1,4 @@
-"""Text tokenizer: against transformers' BERT and ALBERT, a loop over n-grams, and tables of real checkpoint layouts."""
+"""Text tokenizer: against transformers' BERT and ALBERT, and a loop over n-grams."""
 
 import json
 from pathlib import Path
@@ -14,18 +14,9 @@ from transformers import (
     AlbertModel,
     BertConfig,
     BertForSequenceClassification,
-    CLIPConfig,
-    CLIPModel,
-    PreTrainedModel,
-    T5Config,
-    T5EncoderModel,
-    Trainer,
-    TrainingArguments,
-    ViTConfig,
-    ViTModel,
 )
 
-from meta_transformer import MetaTransformerConfig, MetaTransformerForClassification, MetaTransformerModel
+from meta_transformer import MetaTransformerConfig, MetaTransformerModel
 from meta_transformer.processors.text import TextProcessor
 from meta_transformer.sequence import GridLayout
 from meta_transformer.tokenizers.text import TextTokenizer, TextTokenizerConfig
@@ -152,108 +143,6 @@ def test_order_matters(options: dict[str, object]) -> None:
     ids, _ = batch_of(8)
     tokenizer = make(**options)
     assert (tokenizer(ids.flip(1)).embeddings.flip(1) - tokenizer(ids).embeddings).abs().max() > 0.1
-
-
-# Tables of other models
-
-BERT = BertConfig(vocab_size=50, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
-TOWER = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
-SOURCES = {
-    "bert": lambda: (model := BertForSequenceClassification(BERT), model.bert.embeddings.word_embeddings),
-    "clip": lambda: (
-        model := CLIPModel(CLIPConfig(text_config={**TOWER, "vocab_size": 50}, vision_config=TOWER)),
-        model.text_model.embeddings.token_embedding,
-    ),
-    "albert": lambda: (
-        model := AlbertModel(AlbertConfig(vocab_size=50, embedding_size=8, hidden_size=8, num_attention_heads=2)),
-        model.embeddings.word_embeddings,
-    ),
-    "t5": lambda: (
-        model := T5EncoderModel(T5Config(vocab_size=50, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)),
-        model.shared,
-    ),
-}
-
-
-@pytest.mark.parametrize("name", SOURCES)
-@pytest.mark.parametrize("shard", ["50GB", "2KB"], ids=["one file", "shards"])
-def test_the_table_of_a_checkpoint_is_found(name: str, shard: str, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    source, table = SOURCES[name]()
-    source.save_pretrained(tmp_path, max_shard_size=shard)
-    config = TextTokenizerConfig.from_embeddings_of(tmp_path, freeze_embeddings=True)
-    assert (config.vocab_size, config.embedding_size, config.freeze_embeddings) == (50, 8, True)
-    for place in (tmp_path, str(tmp_path)):
-        tokenizer = TextTokenizer(config, HIDDEN)
-        tokenizer.load_embeddings(place)
-        assert torch.equal(tokenizer.embeddings.weight, table.weight)
-
-
-def test_the_table_of_a_model_in_memory_is_copied() -> None:
-    source = BertForSequenceClassification(BERT)
-    tokenizer = TextTokenizer(TextTokenizerConfig.from_embeddings_of(source), HIDDEN)
-    tokenizer.load_embeddings(source)
-    table = source.bert.embeddings.word_embeddings.weight
-    assert torch.equal(tokenizer.embeddings.weight, table)
-    assert tokenizer.embeddings.weight.data_ptr() != table.data_ptr()
-    assert tokenizer.embeddings.weight.requires_grad
-
-
-def test_a_table_of_another_shape_is_refused_with_the_remedy() -> None:
-    with pytest.raises(ValueError, match=r"shape \(50, 8\), this tokenizer's \(384, 12\); .*from_embeddings_of"):
-        make().load_embeddings(BertForSequenceClassification(BERT))
-
-
-def test_sources_without_table_are_refused(tmp_path: Path) -> None:
-    vision = ViTModel(ViTConfig(**TOWER, image_size=8, patch_size=4))
-    vision.save_pretrained(tmp_path / "vision")
-    for source in (vision, tmp_path / "vision"):
-        with pytest.raises(ValueError, match="no table of word embeddings; name a text model"):
-            make().load_embeddings(source)
-    BertForSequenceClassification(BERT).save_pretrained(tmp_path / "bert")
-    (tmp_path / "bert" / "model.safetensors").rename(tmp_path / "bert" / "pytorch_model.bin")
-    with pytest.raises(ValueError, match="none of the files"):
-        make().load_embeddings(tmp_path / "bert")
-    with pytest.raises(OSError, match="no/such"):
-        make().load_embeddings("no/such/folder")
-
-
-def frozen_model() -> tuple[MetaTransformerForClassification, PreTrainedModel]:
-    torch.manual_seed(0)
-    source = BertForSequenceClassification(BERT)
-    options = TextTokenizerConfig.from_embeddings_of(source, freeze_embeddings=True, ngram_size=3)
-    model = MetaTransformerForClassification(MetaTransformerConfig(**TRUNK, modalities={"text": options}))
-    model.model.tokenizers["text"].load_embeddings(source)
-    return model, source
-
-
-def test_a_frozen_table_stays_frozen_and_itself(tmp_path: Path) -> None:
-    model, source = frozen_model()
-    table = source.bert.embeddings.word_embeddings.weight
-    model.save_pretrained(tmp_path)
-    model.unfreeze_encoder()
-    loaded = MetaTransformerForClassification.from_pretrained(tmp_path).train()
-    for each in (model.train(), loaded):
-        weight = each.model.tokenizers["text"].embeddings.weight
-        assert not weight.requires_grad
-        assert torch.equal(weight, table)
-    base = MetaTransformerModel.from_pretrained(tmp_path)
-    assert not base.tokenizers["text"].embeddings.weight.requires_grad
-    thawed = MetaTransformerModel.from_pretrained(tmp_path, modalities={"text": {"freeze_embeddings": False}})
-    assert thawed.tokenizers["text"].embeddings.weight.requires_grad
-
-
-def test_training_leaves_a_frozen_table_and_moves_the_rest(tmp_path: Path) -> None:
-    model, source = frozen_model()
-    before = {name: value.clone() for name, value in model.model.tokenizers.state_dict().items()}
-    data = [{"input_ids": torch.tensor([5, 6 + index, 7]), "labels": index % 2} for index in range(8)]
-    arguments = TrainingArguments(
-        tmp_path, max_steps=3, learning_rate=0.1, weight_decay=0.1, use_cpu=True, report_to=[], save_strategy="no"
-    )
-    Trainer(model, arguments, train_dataset=data).train()
-    after = model.model.tokenizers.state_dict()
-    assert torch.equal(after["text.embeddings.weight"], source.bert.embeddings.word_embeddings.weight)
-    assert all((after[name] - before[name]).abs().max() > 0 for name in before if "embeddings" not in name)
 
 
 # Precision, compilation

@@ -2,11 +2,13 @@
 
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import torch
+import transformers
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from .files import Location, check_safetensors
 
@@ -16,6 +18,7 @@ __all__ = ["read_text_embeddings"]
 def read_text_embeddings(source: str | PathLike | PreTrainedModel) -> Tensor:
     """The table that a text model of transformers looks token ids up in, `(vocabulary, width)`.
 
+    Of a model with a text part it is that part's, of an encoder with a decoder the encoder's.
     Of a checkpoint this one tensor is read, and nothing else: which one it is says a model built without memory.
 
     Args:
@@ -27,9 +30,7 @@ def read_text_embeddings(source: str | PathLike | PreTrainedModel) -> Tensor:
     """
     if isinstance(source, PreTrainedModel):
         return _table(source).detach()
-    config = AutoConfig.from_pretrained(str(source), trust_remote_code=False).get_text_config()
-    with torch.device("meta"):
-        model = AutoModel.from_config(config, trust_remote_code=False)
+    model = _skeleton(AutoConfig.from_pretrained(str(source), trust_remote_code=False))
     table = _table(model)
     name = next(name for name, parameter in model.named_parameters() if parameter is table)
     paths = Location(str(source), {}).weights("model.safetensors")
@@ -40,9 +41,18 @@ def read_text_embeddings(source: str | PathLike | PreTrainedModel) -> Tensor:
     return tensor
 
 
+def _skeleton(config: PreTrainedConfig) -> PreTrainedModel:
+    """The model that was saved with `config`, built without memory; not every part of one is known to `AutoModel`."""
+    named = [getattr(transformers, name, None) for name in config.architectures or []]
+    classes = [each for each in named if isinstance(each, type) and issubclass(each, PreTrainedModel)]
+    with torch.device("meta"):
+        return classes[0](config) if classes else AutoModel.from_config(config, trust_remote_code=False)
+
+
 def _table(model: PreTrainedModel) -> Tensor:
+    text: Any = getattr(model, "text_model", model)  # of a model of pictures and their captions
     try:
-        embedding = model.get_input_embeddings()
+        embedding = text.get_input_embeddings()
     except NotImplementedError:
         embedding = None
     if not isinstance(embedding, nn.Embedding):
