@@ -8,6 +8,7 @@ normalised with AudioSet's statistics to mean 0 and standard deviation 0.5.
 """
 
 from collections.abc import Iterator, Mapping
+from fractions import Fraction
 from functools import lru_cache
 from io import BytesIO
 from math import isfinite, sqrt
@@ -29,6 +30,9 @@ __all__ = ["AudioProcessor"]
 
 _FRAME_LENGTH, _FRAME_SHIFT = 25.0, 10.0  # ms
 _MAX_CHANNELS = 2  # an array with more of them may be a batch of clips
+_LOUDEST = 1e15  # the power of what is louder may be more than float32 holds
+_MOST_HERTZ = 10**9
+_MOST_WEIGHTS = 4e6  # of the filter that resamples
 
 
 class AudioProcessor(ModalityProcessor):
@@ -86,8 +90,8 @@ class AudioProcessor(ModalityProcessor):
             one window of 25 ms is padded with silence to one frame.
 
         Raises:
-            ValueError: No clip, an unreadable or empty one, NaN or infinity, three dimensions, an array of more than 2
-                channels, no sampling rate, or one that contradicts the clip's own.
+            ValueError: No clip, an unreadable or empty one, NaN, infinity or more than 1e15, three dimensions, an array
+                of more than 2 channels, no sampling rate, or one that contradicts the clip's own.
             TypeError: A sample or integers of another type, or an unknown argument.
         """
         if kwargs:
@@ -149,14 +153,13 @@ class AudioProcessor(ModalityProcessor):
                 "leave it out for clips that carry their own."
             )
         rate = sampling_rate if own_rate is None else own_rate
-        if not isinstance(rate, Integral) or rate < 1:
-            raise ValueError(f"sampling_rate must be a positive integer, in Hz, got {rate!r}.")
+        if not isinstance(rate, Integral) or not 1 <= rate <= _MOST_HERTZ:
+            raise ValueError(f"sampling_rate must be a positive integer, in Hz, of at most a billion, got {rate!r}.")
         waveform = torch.from_numpy(_mono(array))
-        if not waveform.isfinite().all():
-            raise ValueError("the clip holds NaN or infinity; replace those samples first.")
         if rate == self.sampling_rate:
             return waveform
-        return _torchaudio().functional.resample(waveform, int(rate), self.sampling_rate)
+        ratio = _simple_ratio(int(rate), self.sampling_rate)
+        return _torchaudio().functional.resample(waveform, ratio.numerator, ratio.denominator)
 
     def _log_mel(self, waveform: Tensor) -> Tensor:
         """Kaldi's log-mel filter bank `(frames, mels)` with AST's options.
@@ -244,7 +247,10 @@ def _mono(array: np.ndarray) -> np.ndarray:
         raise TypeError(
             f"samples of type {array.dtype} have no known range; convert them to floats in -1..1, int16 or int32."
         )
-    array = array.astype(np.float32)
+    with np.errstate(over="ignore"):  # becomes infinity, which is refused
+        array = array.astype(np.float32)
+    if not (np.abs(array) <= _LOUDEST).all():
+        raise ValueError(f"the clip holds NaN or infinity, or more than {_LOUDEST:g}; replace those samples first.")
     if array.ndim == 2:
         if min(array.shape) > _MAX_CHANNELS:
             raise ValueError(
@@ -253,6 +259,16 @@ def _mono(array: np.ndarray) -> np.ndarray:
             )
         array = array.mean(axis=0 if array.shape[0] <= array.shape[1] else 1)
     return array
+
+
+def _simple_ratio(rate: int, target: int) -> Fraction:
+    """`rate / target`, to 0.03 %, so that the filter, one of `rate` weights for each of `target` phases, stays small.
+
+    Ratios of usual rates are exact: with a denominator of at most `n`, the error is at most half of `1 / n`.
+    """
+    ratio = Fraction(max(rate, target), min(rate, target))
+    ratio = ratio.limit_denominator(max(1, int(sqrt(_MOST_WEIGHTS / ratio))))
+    return ratio if rate > target else 1 / ratio
 
 
 @lru_cache(maxsize=8)

@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.signal import resample_poly
 from transformers import ASTFeatureExtractor
 
 from meta_transformer import MetaTransformerProcessor
 from meta_transformer.processors.audio import AudioProcessor
+from tests.support.fuzz import finite_or_refused, measurements
 
 RATE = 16_000
 
@@ -71,6 +74,16 @@ def test_resampling_agrees_with_scipy(recordings: list[Path]) -> None:
     reference = features(resample_poly(waveform, 2, 1).astype(np.float32), RATE)[0]
     # Bins below 3 kHz: near 4 kHz, where the recording ends, the two filters differ by design.
     torch.testing.assert_close(ours[:, :80], reference[:, :80], atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("rate", [44_101, 15_999, 47_999, 7919])
+def test_rates_without_a_simple_ratio_cost_no_more_and_shift_no_tone(rate: int) -> None:
+    # 44101 to 16000 Hz would ask for a filter of 700 million weights.
+    found, expected = (features(tone(0.5, each, 1000), each)[0] for each in (rate, RATE))
+    assert abs(len(found) - len(expected)) <= 1
+    frames = min(len(found), len(expected))
+    loud = expected[:frames] > expected.max() - 0.3
+    torch.testing.assert_close(found[:frames][loud], expected[:frames][loud], atol=0.02, rtol=0)
 
 
 def test_files_are_read_at_their_own_rate(recordings: list[Path]) -> None:
@@ -218,6 +231,8 @@ BAD_SAMPLES = {
     "empty array": (GOOD[:0], ValueError, "the clip is empty"),
     "nan": (np.full(1000, np.nan, np.float32), ValueError, "NaN or infinity"),
     "infinity": (np.full(1000, -np.inf, np.float32), ValueError, "NaN or infinity"),
+    "too loud": (np.full(1000, 1e20), ValueError, "more than 1e\\+15"),
+    "beyond float32": (np.full(1000, 1e200), ValueError, "more than 1e\\+15"),
     "three dimensions": (np.ones((2, 2, 1000)), ValueError, "several clips as a list"),
     "no dimension": (np.array(1.0), ValueError, "must have shape"),
     "many channels": (np.ones((20, 1000)), ValueError, "20 channels; give several clips as a list"),
@@ -253,7 +268,7 @@ def test_a_file_refuses_another_sampling_rate_than_its_own(recordings: list[Path
         AudioProcessor()(recordings, sampling_rate=RATE)
 
 
-@pytest.mark.parametrize("rate", [0, -8000, 16_000.5])
+@pytest.mark.parametrize("rate", [0, -8000, 16_000.5, 10**15])
 def test_a_sampling_rate_must_be_a_positive_integer(rate: float) -> None:
     with pytest.raises(ValueError, match="positive integer, in Hz"):
         AudioProcessor()(GOOD, sampling_rate=rate)
@@ -282,3 +297,30 @@ def test_a_missing_package_is_named_with_its_extra(
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ImportError, match=r'pip install "meta_transformer\[audio\]"'):
         AudioProcessor()(recordings)
+
+
+CLIPS = measurements(
+    st.tuples(st.integers(1, 3000)) | st.tuples(st.integers(1, 2), st.integers(1, 3000)), ["f2", "f4", "f8"]
+)
+LOOSE = st.none() | st.floats() | st.text(max_size=8) | st.binary(max_size=40)
+KEYS = st.sampled_from(["array", "sampling_rate", "path", "bytes"])
+ARRAYS = st.sampled_from(["u1", "i2", "i4", "i8", "c8", "?", "U1", "O"]).flatmap(
+    lambda dtype: st.lists(st.integers(0, 4), max_size=3).map(lambda shape: np.zeros(shape, dtype))
+)
+ANY = CLIPS | LOOSE | ARRAYS | st.dictionaries(KEYS, LOOSE | CLIPS | st.integers(), max_size=3)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    samples=ANY | st.lists(ANY, max_size=3),
+    rate=st.none() | st.sampled_from([RATE, 8000, 44_100, 3, 10**9, 0]) | st.floats(),
+)
+def test_any_input_gives_finite_features_or_a_sentence(samples: object, rate: object) -> None:
+    finite_or_refused(lambda: AudioProcessor()(samples, sampling_rate=rate))
+
+
+@settings(max_examples=40, deadline=None)
+@given(CLIPS, st.sampled_from([RATE, 8000, 44_100, 44_101]))
+def test_a_clip_is_taken_unless_it_has_no_finite_power(clip: np.ndarray, rate: int) -> None:
+    taken = finite_or_refused(lambda: AudioProcessor()(clip, sampling_rate=rate))
+    assert taken == bool((np.abs(clip.astype(np.float64)) <= 1e15).all())
