@@ -23,6 +23,8 @@ __all__ = ["DataFormat", "ImageProcessor", "check_range", "file_of", "first_byte
 
 DataFormat = Literal["channels_first", "channels_last"]
 
+_MAX_PIXELS = 100_000_000  # of one image after resizing to one number
+
 # Weights of red, green and blue in luminance (ITU-R BT.601), as PIL's conversion to grey
 _LUMINANCE = (0.299, 0.587, 0.114)
 
@@ -77,7 +79,7 @@ class ImageProcessor(ModalityProcessor):
         if np.min(image_std) <= 0:
             raise ValueError(f"image_std must be positive, got {image_std}.")
         for name, value in (("size", size), ("crop_size", crop_size)):
-            sides = value if isinstance(value, list | tuple) and len(value) == 2 else [value]
+            sides: Any = value if isinstance(value, list | tuple) and len(value) == 2 else [value]
             if value is not None and not all(isinstance(side, Integral) and side >= 1 for side in sides):
                 raise ValueError(f"{name} must be one positive number of pixels or two, or None, got {value!r}.")
         check_range("float_range", float_range)
@@ -127,8 +129,8 @@ class ImageProcessor(ModalityProcessor):
         images = []
         for index, sample in enumerate(self._as_list(samples)):
             with errors_at(f"{self.word}[{index}]"):
-                image = self._decode(sample, input_data_format)
-            images.append(self._normalize(self._crop(self._resize(image))))
+                image = self._resize(self._decode(sample, input_data_format))
+            images.append(self._normalize(self._crop(image)))
         height, width = (max(image.shape[axis] for image in images) for axis in (1, 2))
         data = {
             f"{self.input_prefix}_values": torch.stack(
@@ -243,7 +245,13 @@ class ImageProcessor(ModalityProcessor):
     def _scaled(self, height: int, width: int, size: int) -> list[int]:
         """Height and width of an image of this shape, with its aspect, after resizing to one number."""
         shorter = min(height, width)  # the other side is rounded down, as torchvision does
-        return [size * height // shorter, size * width // shorter]
+        scaled = [size * height // shorter, size * width // shorter]
+        if scaled[0] * scaled[1] > _MAX_PIXELS:
+            raise ValueError(
+                f"{height} x {width} pixels would become {scaled[0]} x {scaled[1]}, because size={size} is the shorter "
+                "side; crop the image, or set size=[height, width]."
+            )
+        return scaled
 
     def _crop(self, image: Tensor) -> Tensor:
         if self.crop_size is None:
@@ -296,8 +304,8 @@ def check_range(name: str, value: Any) -> None:
     numbers = list(value) if isinstance(value, list | tuple) else []
     if len(numbers) != 2 or not all(isinstance(each, Real) for each in numbers):
         raise ValueError(f"{name} must be two numbers, the lowest and the highest value, got {value!r}.")
-    if not np.isfinite(numbers).all() or numbers[0] >= numbers[1]:
-        raise ValueError(f"{name} must be finite, the lower value first, got {value!r}.")
+    if not np.isfinite(numbers).all() or not 0 < float(numbers[1]) - float(numbers[0]) < np.inf:
+        raise ValueError(f"{name} must be finite, the lower value first and the difference finite, got {value!r}.")
 
 
 def _open(source: str | PathLike | bytes) -> Any:
@@ -308,6 +316,8 @@ def _open(source: str | PathLike | bytes) -> Any:
         raise ImportError('Reading image files needs Pillow: pip install "meta_transformer[image]"') from error
     try:
         image = Image.open(BytesIO(source) if isinstance(source, bytes) else source)
+        if image.mode == "I" and image.format in ("PNG", "PPM"):
+            image = image.convert("I;16")  # these formats have at most 16 bits
         return ImageOps.exif_transpose(image)
     except (SyntaxError, EOFError, IndexError, KeyError, struct.error) as error:  # of damaged files, by format
         raise ValueError(f"the file is damaged: {error}") from error
@@ -317,10 +327,8 @@ def _open(source: str | PathLike | bytes) -> Any:
 
 def _pil_to_array(image: Any) -> np.ndarray:
     """Channels-first array of a PIL image; greyscale of more than 8 bits keeps its depth."""
-    if image.mode.startswith("I"):  # PIL's name for integers of 16 or 32 bits
-        array = np.asarray(image)
-        fits = array.size == 0 or (array.min() >= 0 and array.max() <= np.iinfo(np.uint16).max)
-        return array.astype(np.uint16 if fits else np.int32)[None]
+    if image.mode.startswith("I"):  # "I" is PIL's name for integers of 32 bits, "I;16" and the like for those of 16
+        return np.asarray(image).astype(np.int32 if image.mode == "I" else np.uint16)[None]
     if image.mode in ("1", "LA"):
         image = image.convert("L")
     elif image.mode not in ("L", "RGB", "RGBA", "F"):

@@ -16,6 +16,8 @@ from .image import DataFormat, ImageProcessor, check_range
 
 __all__ = ["Window", "WindowedImageProcessor", "to_window"]
 
+_LARGEST = 1e300  # the difference of what is larger may be infinite
+
 Window = Literal["percentiles", "type"] | list[float] | tuple[float, float]
 
 
@@ -126,16 +128,17 @@ class WindowedImageProcessor(ImageProcessor):
             array = array[:-1]
         if not (np.issubdtype(array.dtype, np.number) or array.dtype == np.bool_) or np.iscomplexobj(array):
             raise ValueError(f"values of type {array.dtype} are no measurements; give integers or floats.")
-        if not np.isfinite(array).all():
-            raise ValueError("the image holds NaN or infinity; replace those pixels first.")
-        return array.astype(np.float64)
+        array = array.astype(np.float64)
+        if not (np.abs(array) <= _LARGEST).all():
+            raise ValueError(f"the image holds NaN or infinity, or more than {_LARGEST:g}; replace those pixels first.")
+        return array
 
 
 def to_window(values: np.ndarray, low: float, high: float) -> Tensor:
     """Values from `low` to `high` as 0..1, those outside clipped; 0.5 throughout for a window without width.
 
     Args:
-        values: `(...)`, finite.
+        values: `(...)`, of at most 1e300 in size.
         low: What becomes 0.
         high: What becomes 1.
 

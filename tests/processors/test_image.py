@@ -191,6 +191,30 @@ def test_tensors_of_bfloat16_are_taken(raw):
     assert_close(values(raw, image), image.float())
 
 
+@pytest.mark.parametrize("highest", [3000, 70_000])
+def test_a_file_of_32_bits_is_refused_whatever_its_values(highest):
+    picture = Image.fromarray(np.array([[0, highest]], np.int32))
+    for form in (picture, encoded(picture, "TIFF")):
+        with pytest.raises(ValueError, match="int32 have no known range"):
+            ImageProcessor()(form)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
+def test_a_file_of_16_bits_keeps_its_range(raw, kind):
+    deep = np.array([[0, 3000, 65535]], np.uint16)
+    expected = torch.from_numpy(deep / np.float32(65535)).expand(3, -1, -1)
+    ppm = b"P5 3 1 65535\n" + deep.astype(">u2").tobytes()  # which Pillow does not write with 16 bits
+    assert_close(values(raw, ppm if kind == "PPM" else encoded(Image.fromarray(deep), kind)), expected)
+
+
+def test_an_image_whose_longer_side_would_fill_the_memory_is_refused():
+    strip = np.zeros((1, 6000), np.uint8)
+    with pytest.raises(ValueError, match=r"image\[0\]: 1 x 6000 pixels would become 224 x 1344000.*set size="):
+        ImageProcessor(size=224)(strip)
+    assert values(ImageProcessor(size=[8, 40]), strip).shape == (3, 8, 40)
+    assert values(ImageProcessor(size=8), strip[:, :100]).shape == (3, 8, 800)
+
+
 def test_an_image_of_too_many_pixels_is_refused(monkeypatch):
     data = encoded(Image.fromarray(COLOUR))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
@@ -210,6 +234,7 @@ def test_an_image_of_too_many_pixels_is_refused(monkeypatch):
         {"image_mean": float("inf")},
         {"float_range": [1.0, 0.0]},
         {"float_range": [0.0]},
+        {"float_range": [-1.7e308, 1.7e308]},
         {"interpolation": "cubic"},
     ],
 )

@@ -16,7 +16,7 @@ from torch.testing import assert_close
 
 from meta_transformer import MetaTransformerProcessor
 from meta_transformer.processors.infrared import InfraredProcessor
-from tests.support.fuzz import finite_or_refused
+from tests.support.fuzz import finite_or_refused, measurements
 
 RANDOM = np.random.default_rng(0)
 KELVIN = RANDOM.normal(300.0, 4.0, size=(20, 30)).astype(np.float32)
@@ -264,6 +264,7 @@ def test_settings_and_statistics_survive_json(modules, tmp_path):
         ({"intensity_window": "percentile"}, "'percentiles', 'type' or two numbers, got 'percentile'"),
         ({"intensity_window": [310, 290]}, "intensity_window must be finite, the lower value first"),
         ({"intensity_window": [290]}, "intensity_window must be two numbers"),
+        ({"intensity_window": [-1.7e308, 1.7e308]}, "the difference finite"),
         ({"intensity_window": None}, "intensity_window must be two numbers"),
         ({"intensity_window": [290, float("nan")]}, "intensity_window must be finite"),
         ({"percentiles": [-1, 99]}, r"percentiles must lie in 0\.\.100"),
@@ -306,28 +307,44 @@ def test_an_empty_list_is_refused_by_its_own_name():
 
 
 SHAPES = arrays.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=9)
-DTYPES = st.sampled_from(["u1", "u2", ">u2", "i2", "i8", "f2", "f4", "f8", "c8", "?", "U1", "M8[s]"])
+DTYPES = st.sampled_from(["u1", "u2", ">u2", "i2", "i8", "f2", "c8", "?", "U1", "M8[s]"])
+SIDES = st.integers(1, 9)
+IMAGES = measurements(st.tuples(SIDES, SIDES) | st.tuples(st.just(1), SIDES, SIDES), [">f4", "f4", "f8"])
+CUT = st.sampled_from([saved(COUNTS, "PNG"), saved(COUNTS, "NPY")]).flatmap(
+    lambda data: st.integers(0, len(data)).map(lambda end: data[:end])
+)
 ANY = st.one_of(
     DTYPES.flatmap(lambda dtype: arrays.arrays(dtype, SHAPES)),
-    st.none(),
-    st.integers(),
-    st.text(max_size=8),
-    st.binary(max_size=40),
-    st.just(saved(COUNTS, "PNG")).flatmap(lambda data: st.integers(0, len(data)).map(lambda end: data[:end])),
-    st.just(saved(COUNTS, "NPY")).flatmap(lambda data: st.integers(0, len(data)).map(lambda end: data[:end])),
+    st.none() | st.integers() | st.text(max_size=8) | st.binary(max_size=40) | st.lists(st.floats(), max_size=3),
+    CUT,
     st.dictionaries(st.sampled_from(["bytes", "path", "array"]), st.none() | st.binary(max_size=9), max_size=2),
-    st.lists(st.floats(), max_size=3),
 )
+SETTINGS = {
+    "dead_pixels": st.sampled_from(["refuse", "median"]),
+    "num_channels": st.sampled_from([1, 3]),
+    "size": st.sampled_from([None, 5, [3, 7]]),
+}
 
 
 @settings(max_examples=40, deadline=None)
 @given(
     samples=st.one_of(ANY, st.lists(ANY, max_size=3)),
-    window=st.sampled_from(["percentiles", "type", [0.0, 1.0], [-1e30, 1e30]]),
-    dead_pixels=st.sampled_from(["refuse", "median"]),
-    channels=st.sampled_from([1, 3]),
-    size=st.sampled_from([None, 5, [3, 7]]),
+    window=st.sampled_from(["percentiles", "type", [0.0, 1.0]]),
+    options=st.fixed_dictionaries(SETTINGS),
 )
-def test_any_input_gives_finite_values_or_a_sentence(samples, window, dead_pixels, channels, size):
-    processor = InfraredProcessor(intensity_window=window, dead_pixels=dead_pixels, num_channels=channels, size=size)
-    finite_or_refused(lambda: processor(samples))
+def test_any_input_gives_finite_values_or_a_sentence(samples, window, options):
+    finite_or_refused(lambda: InfraredProcessor(intensity_window=window, **options)(samples))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    image=IMAGES,
+    window=st.sampled_from(["percentiles", [0.0, 1.0], [-1e30, 1e30], [0, 1e-310]]),
+    options=st.fixed_dictionaries(SETTINGS),
+)
+def test_an_image_is_taken_if_its_living_pixels_are_measurements(image, window, options):
+    processor = InfraredProcessor(intensity_window=window, **options)
+    taken = finite_or_refused(lambda: processor(image, input_data_format="channels_first"))
+    alive = np.isfinite(image)
+    refused = not alive.any() if options["dead_pixels"] == "median" else not alive.all()
+    assert taken == (not refused and bool((np.abs(image[alive].astype(np.float64)) <= 1e300).all()))

@@ -6,6 +6,7 @@ is of interest). Both are written out here, and tested against pydicom's own; py
 
 from collections.abc import Generator
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from io import BytesIO
 from os import PathLike, fspath
@@ -136,9 +137,9 @@ def grey_values(dataset: Dataset, frame: int | None) -> GreyValues:
         )
     except Exception as error:
         raise ValueError(f"the DICOM file says wrongly how its values are stored: {error}") from error
-    if not np.isfinite([slope, intercept]).all() or slope == 0:
-        raise ValueError(f"RescaleSlope {slope} and RescaleIntercept {intercept} of the DICOM file make no values.")
     ends = sorted((lowest * slope + intercept, highest * slope + intercept))
+    if not np.isfinite([*ends, ends[1] - ends[0]]).all() or slope == 0:
+        raise ValueError(f"RescaleSlope {slope} and RescaleIntercept {intercept} of the DICOM file make no values.")
     return GreyValues(stored.astype(np.float64) * slope + intercept, *ends)
 
 
@@ -216,6 +217,19 @@ def _numbers(value: Any) -> list[float]:
     return [float(each) for each in value] if several else [float(value)]
 
 
+def _with_syntax(dataset: Dataset) -> Dataset:
+    """The dataset; of one without transfer syntax, as of a file without preamble, a copy with that it was read by."""
+    implicit, little = dataset.original_encoding
+    if "TransferSyntaxUID" in getattr(dataset, "file_meta", ()) or implicit is None:
+        return dataset
+    uid = _pydicom().uid
+    dataset = copy(dataset)
+    dataset.file_meta = _pydicom().dataset.FileMetaDataset()
+    explicit = uid.ExplicitVRLittleEndian if little else uid.ExplicitVRBigEndian
+    dataset.file_meta.TransferSyntaxUID = uid.ImplicitVRLittleEndian if implicit else explicit
+    return dataset
+
+
 def _pixels(dataset: Dataset, frame: int | None) -> np.ndarray:
     """Stored values `(height, width)` or `(height, width, 3)`."""
     frames = int(dataset.get("NumberOfFrames") or 1)
@@ -227,7 +241,7 @@ def _pixels(dataset: Dataset, frame: int | None) -> np.ndarray:
         raise ValueError("the DICOM file holds no image: it has no PixelData.")
     pydicom = _pydicom()
     try:
-        return pydicom.pixels.pixel_array(dataset, index=frame or 0)
+        return pydicom.pixels.pixel_array(_with_syntax(dataset), index=frame or 0)
     except Exception as error:
         syntax = getattr(getattr(dataset, "file_meta", None), "TransferSyntaxUID", None)
         raise ValueError(
