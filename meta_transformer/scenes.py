@@ -171,7 +171,7 @@ def predict_scene(
     classes = np.full((height, width), -1, np.int64)
     kept: np.ndarray | None = None
     starts: Iterable[int] = range(0, len(patches), batch_size)
-    training = model.training
+    modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
         for start in starts if progress is None else progress(starts):
@@ -185,5 +185,6 @@ def predict_scene(
                     kept = np.zeros((height, width, logits.shape[-1]), np.float32)
                 kept[rows, columns] = logits.softmax(dim=-1).cpu().numpy()
     finally:
-        model.train(training)
+        for module, training in modes.items():
+            module.training = training
     return ScenePrediction(classes, kept)

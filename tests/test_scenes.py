@@ -164,6 +164,15 @@ def test_a_map_holds_what_the_model_says_of_each_pixel(trained) -> None:
     assert predict_scene(model, processor, cube, patch_size=3).probabilities is None
 
 
+def test_a_part_in_another_mode_than_the_model_stays_in_it(trained: tuple) -> None:
+    model, processor = trained
+    model.train().model.tokenizers.eval()
+    before = [module.training for module in model.modules()]
+    predict_scene(model, processor, scene(3, 3), patch_size=3)
+    assert [module.training for module in model.modules()] == before
+    model.eval()
+
+
 def test_only_the_chosen_pixels_are_classified(trained) -> None:
     model, processor = trained
     cube = scene(seed=1)
