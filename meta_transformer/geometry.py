@@ -7,6 +7,8 @@ used. The two searches are operators of their own, `torch.ops.meta_transformer.*
 `torch.export` see one node each, not a loop unrolled.
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -18,7 +20,7 @@ _INFINITY = 0x7F800000  # its bits as a float32
 
 
 def farthest_point_sampling(
-    points: Tensor, count: int, mask: Tensor | None = None, start: Tensor | torch.Generator | None = None
+    points: Tensor, count: int, mask: Tensor | None = None, start: Tensor | Literal["random"] | None = None
 ) -> Tensor:
     """Choose points that cover a cloud: each next one is the farthest from all that are chosen (Eldar et al. 1997).
 
@@ -28,8 +30,9 @@ def farthest_point_sampling(
         points: `(batch, points, 3)`, any floating type; padding may hold anything.
         count: How many to choose. A cloud of fewer different points gets some of them more than once.
         mask: `(batch, points)` boolean, true for real points, of which only these are chosen; `None` when all are.
-        start: The first points, `(batch,)` indices; or a generator that draws them; `None` for the points farthest from
-            the middles of their clouds' bounding boxes, which depend neither on the order of points nor on rounding.
+        start: The first points, `(batch,)` indices; `"random"` for any of the real ones; `None` for the points farthest
+            from the middles of their clouds' bounding boxes, which depend neither on the order of points nor on
+            rounding.
 
     Returns:
         Indices `(batch, count)`. Those of a cloud without a real point are 0.
@@ -37,9 +40,8 @@ def farthest_point_sampling(
     points, mask = _clean(points, mask)
     if isinstance(start, Tensor):
         first = start.long()
-    elif start is not None:
-        draws = torch.rand(mask.shape, generator=start, device=start.device).to(mask.device)
-        first = draws.masked_fill(~mask, -1).argmax(dim=1)
+    elif start == "random":
+        first = torch.rand(mask.shape, device=mask.device).masked_fill(~mask, -1).argmax(dim=1)
     else:
         real = mask[:, :, None]
         low = points.masked_fill(~real, torch.inf).amin(dim=1)

@@ -46,6 +46,8 @@ class PointCloudTokenizerConfig(TokenizerConfig):
         offset_unit: What the neighbours' coordinates relative to their centre are measured in. `"group_radius"`: the
             distance of the group's farthest point, which is a channel of its own then, so that groups of all sizes are
             seen equally well. `"coordinates"`: the unit of the coordinates, as in the originals.
+        random_start: Whether training starts sampling at any point, as PointNet++'s code does, so that a cloud has
+            other groups each time; evaluation, and both by default, at one that depends on the cloud alone.
     """
 
     num_features: int = 0
@@ -55,6 +57,7 @@ class PointCloudTokenizerConfig(TokenizerConfig):
     num_stages: int = 1
     embedding_width: int = 64
     offset_unit: Literal["group_radius", "coordinates"] = "group_radius"
+    random_start: bool = False
 
     def validate_sizes(self) -> None:
         for name in ("num_groups", "group_size", "sampling_ratio", "num_stages", "embedding_width"):
@@ -160,7 +163,8 @@ class PointCloudTokenizer(ModalityTokenizer):
         """Group `points` `(batch, points, 3)` with `features` `(batch, points, channels)`."""
         count = self._num_groups(index, points.shape[1])
         if index == 0:
-            centres = gather_points(points, farthest_point_sampling(points, count, mask))
+            start = "random" if self.training and self.config.random_start else None
+            centres = gather_points(points, farthest_point_sampling(points, count, mask, start))
         else:
             # Centres come in the order of sampling: the first of them are the farthest apart already.
             centres = points[:, :count]

@@ -110,6 +110,17 @@ def test_the_order_of_points_does_not_matter() -> None:
 
 
 @torch.no_grad()
+def test_on_request_training_starts_anywhere_and_evaluation_where_the_cloud_says() -> None:
+    points = torch.stack(clouds(60, 60))
+    tokenizer = make(random_start=True).train()
+    starts = {tuple(tokenizer(points).layout.stages[0].centres[:, 0, 0].tolist()) for _ in range(10)}
+    assert len(starts) > 5
+    expected = make()(points).embeddings
+    assert_close(tokenizer.eval()(points).embeddings, expected, rtol=0, atol=0)
+    assert_close(make().train()(points).embeddings, expected, rtol=0, atol=0)
+
+
+@torch.no_grad()
 def test_a_mask_of_integers_with_holes_picks_points() -> None:
     tokenizer, (points,) = make(), clouds(40)
     mask = torch.arange(40) % 3 != 0
