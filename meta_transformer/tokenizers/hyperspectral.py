@@ -5,7 +5,7 @@ Arrives: `hyperspectral_values` `(batch, bands, height, width)`, with `wavelengt
 
 - `tokenization="spectral"`: `(batch, groups, hidden)`, the spectrum of the pixel in the middle as a sequence. A token
   is one linear map of `bands_per_token` neighbouring bands in a window around that pixel: groupwise spectral embedding
-  (SpectralFormer, Hong et al. 2021, section III-B). Different from the original, whose first and last group wrap
+  (SpectralFormer, Hong et al. 2021). Different from the original, whose first and last group wrap
   around to the other end of the spectrum: the bands are mirrored at both ends.
 - `tokenization="spatial_spectral"`: `(batch, groups * rows * columns, hidden)`, patches of bands, height and width, as
   masked autoencoders for such cubes have them (SpectralGPT, Hong et al. 2024, section III-A).

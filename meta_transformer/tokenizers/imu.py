@@ -4,9 +4,10 @@ Arrives: `imu_values` `(batch, steps, channels)` and, for recordings of differen
 Leaves: `(batch, tokens, hidden)`, with a mask if there was one.
 
 OneLLM (Han et al. 2024, section 3.1) makes tokens by one convolution of 10 steps over all channels, of which every
-window is a token; `kernel_sizes=[10], strides=[1]` is that. Different from the original: strides, so that a token
-stands for several steps; layers with a norm and a non-linearity, because a frozen trunk leaves it to the tokenizer to
-tell movements apart; any length, without a step being lost at the end.
+window is a token; `kernel_sizes=[10], strides=[1]` is that convolution, with norm, bias and padded ends. Different from
+the original beside these: strides, so that a token stands for several steps; layers with a norm and a non-linearity,
+because a frozen trunk leaves it to the tokenizer to tell movements apart; any length, without a step being lost at the
+end.
 """
 
 from dataclasses import dataclass, field

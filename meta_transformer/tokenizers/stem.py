@@ -1,6 +1,6 @@
 """A stack of convolutions in the place of one linear projection of each patch.
 
-Xiao et al. 2021, "Early Convolutions Help Transformers See Better", section 4: 3x3 convolutions of stride 2 down to the
+Xiao et al. 2021, "Early Convolutions Help Transformers See Better", section 3: 3x3 convolutions of stride 2 down to the
 patch size, each twice as wide as the one before; the projection to tokens that follows is the caller's. Different from
 the original: LayerNorm over the channels of each position, as in ConvNeXt, instead of BatchNorm, and GELU, so that no
 image sees another one of its batch; and positions without image are zero before each convolution, as what lies beyond

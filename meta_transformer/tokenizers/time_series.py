@@ -7,7 +7,8 @@ observed; `past_time_features` `(batch, steps, features)`; and, for series of di
 - Normalisation over the observed steps of each channel, and the way back: RevIN (Kim et al. 2022, section 3), without
   its learned scale. Mean and deviation go along in `SeriesLayout`.
 - Patches: PatchTST (Nie et al. 2023, section 3.1), one token for each channel and patch, or one over all channels.
-- Steps: the convolution over three steps of Meta-Transformer's code for time series, which is Informer's.
+- Steps: a convolution over three steps, as Meta-Transformer's code for time series has it from Informer. Theirs is
+  circular and has no bias; this one has a bias, and what lies past both ends counts as missing.
 
 Different from the originals: a series of any length, whose last patch is completed instead of dropped; what is missing
 is marked, so that it cannot be taken for a value; and level and scale, which the normalisation takes away, can be seen.

@@ -6,8 +6,10 @@ Leaves: `(batch, times * rows * columns, hidden)`, time by time and each time ro
 
 ViViT (Arnab et al. 2021, section 3.2, "Tubelet embedding"), with tubelets of 2 frames as VideoMAE (Tong et al. 2022).
 Different from both: any length, height and width. A tubelet is read as a patch of a picture that has the channels of
-all its frames, so that everything spatial is the image tokenizer's. Positions are the sum of a resampled table of
-places and an interpolated table of times, which is less than one entry for each tubelet and fits clips of any shape.
+all its frames, so that everything spatial is done by the image tokenizer's code. Positions are the sum of a resampled
+table of places and an interpolated table of times, which is less than one entry for each tubelet and fits clips of any
+shape. The table of places is the video's own, also beside images: it starts from that of a pretrained image model, and
+training moves each to what its modality needs.
 """
 
 from dataclasses import dataclass
