@@ -267,10 +267,11 @@ class ImuProcessor(ModalityProcessor):
         clocks = {stream.regular for stream in streams}
         if len(clocks) > 1:
             raise ValueError("some sensors have timestamps and others only a rate; give timestamps to all of them.")
-        if clocks == {True} and len(spans := {round(stream.span, 3) for stream in streams}) > 1:
+        spans = [stream.span for stream in streams]
+        if clocks == {True} and max(spans) - min(spans) > 1.001 * max(1 / stream.rate for stream in streams):
             raise ValueError(
-                f"the sensors last {sorted(spans)} seconds, so that their steps do not belong together; cut them to "
-                "the same length, or give timestamps."
+                f"the sensors last {[round(span, 3) for span in spans]} seconds, so that their steps do "
+                "not belong together; cut them to the same length, or give timestamps."
             )
         return streams, units
 
@@ -342,7 +343,7 @@ def _checked_units(units: Mapping[str, str], sensors: Sequence[str]) -> Mapping[
     if not isinstance(units, Mapping):
         raise TypeError(f"units must be a dict from sensor to unit, got {units!r}.")
     for sensor, unit in units.items():
-        if sensor not in sensors or unit not in _UNITS[_kind(sensor)]:
+        if sensor not in sensors or unit not in list(_UNITS[_kind(sensor)]):  # a list, as it may have no hash
             known = {each: list(_UNITS[_kind(each)]) for each in sensors}
             raise ValueError(f"units must be of {known}, got {unit!r} for {sensor!r}.")
     return units

@@ -80,7 +80,7 @@ class Stream:
         from there by that filter.
 
         Raises:
-            ValueError: A gap of more than `max_gap` seconds, or a rate that cannot be meant.
+            ValueError: A gap of more than `max_gap` seconds between `start` and `end`, or a rate that cannot be meant.
         """
         if self.rate is None:
             return self.values
@@ -91,12 +91,14 @@ class Stream:
             )
         if self.regular:
             return _polyphase(self.values, Fraction(rate / self.rate).limit_denominator(1000))
-        if (gaps := np.diff(self.times)).max() > max_gap:
+        gaps = np.diff(self.times) * (self.times[1:] > start) * (self.times[:-1] < end)
+        if gaps.max() > max_gap:
             raise ValueError(
                 f"there is a gap of {gaps.max():g} s after {self.times[gaps.argmax()] - self.times[0]:g} s, more than "
                 f"max_gap={max_gap:g}; split the recording there."
             )
-        multiple = max(1, round(self.rate / rate))
+        # Above the recording's own rate, so that the filter sees all of it; that may be off by a rounding error.
+        multiple = max(1, ceil(self.rate / rate - 1e-3))
         # A step may be missed by a rounding error: the last one counts if it is reached to a thousandth of a period.
         grid = start + np.arange(floor((end - start) * rate * multiple + 1e-3) + 1) / (rate * multiple)
         values = np.stack([np.interp(grid, self.times, channel) for channel in self.values.T], axis=1)
@@ -114,10 +116,10 @@ def _to_seconds(times: Any, seconds: float) -> np.ndarray:
     if kind == "m":
         return np.asarray(pandas.to_timedelta(times) / pandas.Timedelta(seconds=1), np.float64)
     try:
-        dates = pandas.DatetimeIndex(pandas.to_datetime(times, format="ISO8601"))
+        dates = pandas.DatetimeIndex(pandas.to_datetime(times, format="ISO8601", utc=True))
     except (ValueError, TypeError) as error:
         raise ValueError(f"timestamps must be numbers or dates such as 2024-01-31 13:00:00.25 ({error}).") from error
-    return np.asarray((dates - pandas.Timestamp(0, tz=dates.tz)) / pandas.Timedelta(seconds=1), np.float64)
+    return np.asarray((dates - pandas.Timestamp(0, tz="UTC")) / pandas.Timedelta(seconds=1), np.float64)
 
 
 def _polyphase(values: np.ndarray, ratio: Fraction) -> np.ndarray:

@@ -23,6 +23,8 @@ __all__ = [
     "to_floats",
 ]
 
+_NESTED = (list, tuple, np.ndarray, Tensor, Mapping)
+
 
 def import_pandas() -> ModuleType:
     """Pandas, or an error that names the extra which brings it."""
@@ -54,7 +56,7 @@ def samples_of(samples: Any, modality: str, rows: int) -> Iterator[Any]:
     array = isinstance(samples, np.ndarray | Tensor) and samples.dtype != object
     if array and samples.ndim == 3:
         samples = list(samples)
-    elif array or isinstance(samples, str | PathLike | Mapping) or is_table(samples) or hasattr(samples, "iloc"):
+    elif array or isinstance(samples, str | PathLike | Mapping) or is_table(samples) or _is_one_column(samples):
         yield samples
         return
     elif isinstance(samples, bytes):
@@ -63,18 +65,28 @@ def samples_of(samples: Any, modality: str, rows: int) -> Iterator[Any]:
     yield from [list(rest)] if _levels(first) == rows - 1 else rest
 
 
+def _is_one_column(samples: Any) -> bool:
+    """Whether this is a pandas Series of numbers, which is one sample, and not one of samples."""
+    return hasattr(samples, "iloc") and not any(isinstance(cell, _NESTED) for cell in samples.iloc[:1])
+
+
+def _is_missing(cell: Any) -> bool:
+    pandas = sys.modules.get("pandas")  # there is none of its cells before it is imported
+    return cell is None or (pandas is not None and (cell is pandas.NA or cell is pandas.NaT))
+
+
 def _levels(value: Any) -> int:
-    """Levels of lists around the first number of `value`; -1 if it is no list of numbers at all."""
+    """Levels of lists around the first number of `value`, at most 3; -1 if it is no list of numbers at all."""
     levels = 0
-    while isinstance(value, list | tuple) and len(value):
+    while isinstance(value, list | tuple) and len(value) and levels < 3:
         value, levels = value[0], levels + 1
     if isinstance(value, np.ndarray | Tensor) and levels:  # an array in a list is a sample, not a row
         return -1
-    return levels if value is None or isinstance(value, Real) else -1
+    return levels if isinstance(value, Real) or _is_missing(value) else -1
 
 
 def to_floats(values: Any) -> np.ndarray:
-    """Numbers of any kind as float64, NaN where one is missing: `None`, NaN, `pandas.NA`, or masked in numpy.
+    """Numbers of any kind as float64, NaN where one is missing: `None`, NaN, pandas' NA or NaT, or masked in numpy.
 
     Args:
         values: Array, tensor, column of a table, or nested list.
@@ -114,7 +126,7 @@ def _column(column: Any) -> np.ndarray:
 
 
 def _number(cell: Any) -> float:
-    if cell is None:
+    if _is_missing(cell):
         return float("nan")
     if isinstance(cell, Real):
         try:

@@ -20,10 +20,11 @@ from torch import Tensor
 from transformers import BatchFeature
 
 from .base import ModalityProcessor, errors_at, pad_to_longest
+from .readers.arrays import to_array
 from .signals import ChannelStatistics, as_columns, check_statistics, import_pandas, is_table, samples_of, to_floats
 
 if TYPE_CHECKING:
-    from pandas import DatetimeIndex
+    from pandas import DatetimeIndex, Index
 
 __all__ = ["TimeSeriesProcessor"]
 
@@ -123,16 +124,22 @@ class TimeSeriesProcessor(ModalityProcessor):
 
         Raises:
             ValueError: No series, an empty one, one without any observed value, infinity, another number of channels
-                than `num_channels`, a column of `channels` that is not there, dates that are absent though needed or
-                do not rise.
+                than `num_channels`, a column of `channels` that is not there, columns in another order than in a table
+                before, dates that are absent though needed, do not rise, or are text that is not ISO 8601.
             TypeError: Values or dates of another type, or an unknown argument.
         """
         if kwargs:
             raise TypeError(f"{type(self).__name__} takes no argument {sorted(kwargs)}.")
-        series, calendar = [], []
+        series, calendar, places = [], [], {}
         for index, sample in enumerate(samples_of(samples, "time_series", rows=1)):
             with errors_at(f"time_series[{index}]"):
                 read = self._read(sample)
+                for place, name in enumerate(read.names or ()):
+                    if places.setdefault(name, place) != place:
+                        raise ValueError(
+                            f"column {name!r} is channel {place} here, but channel {places[name]} of a table before; "
+                            "name the order in the setting channels, or call fit."
+                        )
                 series.append(self._standardise(read.values))
                 calendar.append(self._calendar(read.times, len(read.values)))
         widest = max(values.shape[1] for values in series)
@@ -276,31 +283,43 @@ class TimeSeriesProcessor(ModalityProcessor):
         return samples
 
 
-def _in_order(times: Any, steps: int) -> Any:
-    """Times, after a check that there is one for each step and that they rise."""
+def _in_order(times: Any, steps: int) -> "Index":
+    """Times as pandas has them, text as dates, after a check that there is one for each step and that they rise."""
+    pandas = import_pandas()
+    times = to_array(times) if isinstance(times, Tensor) else times
+    if not hasattr(times, "__len__") or isinstance(times, str | bytes | Mapping) or np.ndim(times) != 1:
+        raise TypeError(f"timestamps must be a list of dates, one for each step, got {type(times).__name__}.")
     if len(times) != steps:
         raise ValueError(f"there are {len(times)} timestamps for {steps} steps; give one for each.")
-    pandas = import_pandas()
-    index = pandas.Index(times) if not hasattr(times, "is_monotonic_increasing") else times
+    index = pandas.Index(times)
     if index.isna().any():
         raise ValueError("timestamps must not be missing; drop those steps.")
-    if not (index.is_monotonic_increasing and index.is_unique):
+    order = index
+    if index.dtype.kind == "O" and not isinstance(index, pandas.PeriodIndex):
+        index, order = _from_text(index)
+    if not (order.is_monotonic_increasing and order.is_unique):
         raise ValueError("timestamps must rise from step to step, each only once; sort the steps and drop repetitions.")
-    return times
+    return index
 
 
-def _dates(times: Any) -> "DatetimeIndex":
-    """Times of any kind as dates; numbers are none, because their unit and start are unknown."""
+def _from_text(index: "Index") -> tuple["DatetimeIndex", "DatetimeIndex"]:
+    """The dates that text tells, by the local clock, which an offset may change, and by that of UTC."""
     pandas = import_pandas()
-    index = pandas.Index(times)
-    if isinstance(index, pandas.PeriodIndex):
-        return index.to_timestamp()  # the start of each
-    if pandas.api.types.is_numeric_dtype(index) or isinstance(index, pandas.TimedeltaIndex):
-        raise TypeError(f"timestamps must be dates, got {index.dtype}; use pandas.to_datetime(..., unit=) first.")
     try:
-        return pandas.DatetimeIndex(pandas.to_datetime(index, format="ISO8601"))
+        order = pandas.DatetimeIndex(pandas.to_datetime(index, format="ISO8601", utc=True))
     except (ValueError, TypeError) as error:
         raise ValueError(
             f"timestamps as text must be dates such as 2024-01-31 13:00, got {index[0]!r} ({error}); convert others "
             "with pandas.to_datetime first."
         ) from error
+    return pandas.DatetimeIndex([pandas.Timestamp(each).replace(tzinfo=None) for each in index]), order
+
+
+def _dates(index: "Index") -> "DatetimeIndex":
+    """Dates, of periods their starts; numbers are none, because their unit and start are unknown."""
+    pandas = import_pandas()
+    if isinstance(index, pandas.PeriodIndex):
+        return index.to_timestamp()
+    if not isinstance(index, pandas.DatetimeIndex):
+        raise TypeError(f"timestamps must be dates, got {index.dtype}; use pandas.to_datetime(..., unit=) first.")
+    return index

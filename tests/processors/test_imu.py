@@ -1,6 +1,5 @@
 """The IMU processor against scipy, numpy and counting by hand, on real recordings of a phone."""
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,44 +12,13 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from scipy.signal import resample_poly
 
 from meta_transformer import MetaTransformerProcessor
 from meta_transformer.processors.imu import ImuProcessor
-from tests.support.fuzz import finite_or_refused
+from tests.support.fuzz import finite_or_refused, measurements
+from tests.support.recordings import COLUMNS, values, waves
 
-COLUMNS = ["x_acc", "y_acc", "z_acc", "x_gyro", "y_gyro", "z_gyro"]
 NAN = float("nan")
-
-
-@pytest.fixture(scope="module")
-def recording() -> pd.DataFrame:
-    """A walk of 10 seconds or more at about 100 Hz, with times in ms and labels; made up where there is no data."""
-    if folder := os.environ.get("META_TRANSFORMER_DATA"):
-        return pd.read_csv(Path(folder) / "imu/sp_sw_har/recordings/s01_01_sp.csv")
-    random = np.random.default_rng(0)
-    steps = np.arange(1200)
-    values = np.sin(steps[:, None] / random.uniform(5, 30, 6))
-    values[:, 2] -= 9.8
-    table = pd.DataFrame(values, columns=COLUMNS)
-    times = 1657533977813 + (steps * 9.76).astype(int) + random.integers(-8, 9, len(steps))
-    return table.assign(timestamp=np.sort(times), label=np.where(steps < 400, "SEATED", "WALKING"))
-
-
-def raw(**options: Any) -> ImuProcessor:
-    """A processor that leaves values in SI units as they are."""
-    count = 3 * len(options.get("sensors", ("accelerometer", "gyroscope")))
-    return ImuProcessor(means=[0.0] * count, stds=[1.0] * count, **options)
-
-
-def values(samples: Any, rate: float | None = None, **options: Any) -> np.ndarray:
-    return raw(**options)(samples, imu_sampling_rate=rate)["imu_values"].numpy()
-
-
-def waves(seconds: float, rate: float, hertz: float = 2.0) -> np.ndarray:
-    """Six sines of different phase on an offset, `(steps, 6)`."""
-    time = np.arange(round(seconds * rate)) / rate
-    return 9.8 + np.sin(2 * np.pi * hertz * time[:, None] + np.arange(6))
 
 
 def test_values_at_the_processors_rate_are_only_normalised(recording: pd.DataFrame) -> None:
@@ -59,78 +27,6 @@ def test_values_at_the_processors_rate_are_only_normalised(recording: pd.DataFra
     usual = np.array([9.80665] * 3 + [1.0] * 3)
     found = ImuProcessor()(array, imu_sampling_rate=50)["imu_values"][0]
     np.testing.assert_allclose(found, array / usual, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize(("rate", "up", "down"), [(100, 1, 2), (25, 2, 1), (60, 5, 6), (200, 1, 4)])
-def test_resampling_agrees_with_scipy(recording: pd.DataFrame, rate: int, up: int, down: int) -> None:
-    array = np.cumsum(recording[COLUMNS].to_numpy(), axis=0)[::3] / 10  # smooth: the two filters differ at the limit
-    ours = values(array, rate)[0]
-    reference = resample_poly(array, up, down, axis=0, padtype="edge")
-    assert ours.shape == reference.shape
-    scale = reference.std(axis=0)
-    assert (np.abs(ours - reference)[20:-20] / scale).max() < 0.01
-
-
-@pytest.mark.parametrize("rate", [25, 48, 51.2, 99.5, 100, 1000])
-def test_a_sine_is_the_same_at_any_rate(rate: float) -> None:
-    ours, expected = values(waves(4, rate), rate)[0], waves(4, 50)
-    assert abs(len(ours) - len(expected)) <= 1
-    steps = min(len(ours), len(expected))
-    np.testing.assert_allclose(ours[10 : steps - 10], expected[10 : steps - 10], atol=0.02)
-
-
-def test_an_offset_such_as_gravity_stays_at_both_ends() -> None:
-    np.testing.assert_allclose(values(np.full((30, 6), 9.8), 120), 9.8, rtol=1e-6)
-
-
-def test_what_the_lower_rate_cannot_hold_is_filtered_out() -> None:
-    fast = waves(4, 200, hertz=40)  # would look like 10 Hz
-    for sample in (fast, {"values": fast, "timestamps": np.arange(len(fast)) / 200}):
-        assert np.ptp(values(sample, None if isinstance(sample, dict) else 200)[0, 10:-10]) < 0.05
-
-
-def test_uneven_times_are_interpolated() -> None:
-    random = np.random.default_rng(0)
-    times = np.sort(random.uniform(0, 4, 400))
-    times[[0, -1]] = 0, 4
-    sample = {"values": 9.8 + np.sin(2 * np.pi * times[:, None] + np.arange(6)), "timestamps": times}
-    ours = values(sample, max_gap=0.2)[0]
-    assert ours.shape == (201, 6)
-    np.testing.assert_allclose(ours[5:-5], waves(4.02, 50, hertz=1.0)[5:-5], atol=0.05)
-
-
-def test_steps_at_the_times_of_the_grid_stay_as_they_are() -> None:
-    sample = {"values": waves(1, 50), "timestamps": 1.6e9 + np.arange(50) / 50}
-    np.testing.assert_allclose(values(sample)[0], waves(1, 50), atol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("times", "unit"),
-    [
-        (lambda seconds: seconds, "s"),
-        (lambda seconds: (seconds * 1e3).tolist(), "ms"),
-        (lambda seconds: np.round(seconds * 1e6).astype(int), "us"),
-        (lambda seconds: np.round((seconds + 1.7e9) * 1e9).astype(int), "ns"),
-        (lambda seconds: torch.from_numpy(seconds), "s"),
-        (lambda seconds: pd.to_datetime(seconds, unit="s"), "ms"),
-        (lambda seconds: pd.to_datetime(seconds, unit="s").tz_localize("Asia/Tokyo"), "s"),
-        (lambda seconds: pd.to_datetime(seconds, unit="s").to_series(), "s"),
-        (lambda seconds: [str(each) for each in pd.to_datetime(seconds, unit="s")], "s"),
-        (lambda seconds: pd.to_timedelta(seconds, unit="s"), "s"),
-    ],
-)
-def test_times_of_every_form_give_the_same_steps(times: Any, unit: str) -> None:
-    seconds = 100 + np.arange(60) * 0.0125
-    expected = values({"values": waves(0.75, 80), "timestamps": seconds})
-    found = values({"values": waves(0.75, 80), "timestamps": times(seconds)}, time_unit=unit)
-    np.testing.assert_allclose(found, expected, atol=1e-4)
-
-
-def test_steps_of_the_same_time_are_averaged() -> None:
-    array = np.arange(12.0).reshape(2, 6).repeat(2, axis=0)
-    array[1] += 2
-    found = values({"values": array, "timestamps": [0, 0, 0.02, 0.02]})
-    np.testing.assert_allclose(found[0], [np.arange(6) + 1, np.arange(6) + 6], atol=1e-5)
 
 
 def test_units_become_si() -> None:
@@ -236,50 +132,6 @@ def test_the_tokenizer_gets_three_channels_for_each_sensor() -> None:
     assert ImuProcessor.for_tokenizer({"num_channels": 12}).tokenizer_config() == {"num_channels": 12}
 
 
-def test_windows_are_cut_as_a_loop_cuts_them(recording: pd.DataFrame) -> None:
-    processor = raw(columns=COLUMNS, time_column="timestamp", time_unit="ms")
-    whole = processor(recording)["imu_values"][0]
-    windows = processor.windows(recording, length_seconds=1.0, overlap=0.75)
-    starts = [start for start in range(0, len(whole), 12) if start + 50 <= len(whole)]
-    assert len(windows) == len(starts)
-    np.testing.assert_allclose(windows.starts, np.array(starts) / 50)
-    batch = processor(windows)["imu_values"]
-    for window, start in zip(batch, starts, strict=True):
-        torch.testing.assert_close(window, whole[start : start + 50], atol=1e-5, rtol=0)
-
-
-def test_windows_are_views_and_samples_whatever_the_units_and_rate() -> None:
-    processor = ImuProcessor(units={"accelerometer": "g", "gyroscope": "deg/s"})
-    array = waves(3, 100)
-    windows = processor.windows(array, length_seconds=0.5, imu_sampling_rate=100)
-    assert len(windows) == 6
-    assert np.shares_memory(windows[0]["values"], windows[1]["values"].base)
-    whole = processor(array, imu_sampling_rate=100)["imu_values"][0]
-    torch.testing.assert_close(processor(windows[2])["imu_values"][0], whole[50:75])
-    torch.testing.assert_close(processor(windows[2:4])["imu_values"][1], whole[75:100])
-    torch.testing.assert_close(processor(windows[-1])["imu_values"][0], whole[-25:])
-
-
-def test_majority_labels_are_those_of_a_count(recording: pd.DataFrame) -> None:
-    processor = ImuProcessor(columns=COLUMNS, time_column="timestamp", time_unit="ms")
-    windows = processor.windows(recording, length_seconds=0.8, overlap=0.5)
-    labels, shares = windows.majority(recording["label"])
-    seconds = (recording["timestamp"] - recording["timestamp"].iloc[0]).to_numpy() / 1000
-    assert len(set(labels)) > 1
-    for label, share, start in zip(labels, shares, windows.starts, strict=True):
-        counts = recording["label"][(seconds >= start - 1e-6) & (seconds < start + 0.8 - 1e-6)].value_counts()
-        assert counts[label] == counts.max()
-        assert share == pytest.approx(counts.max() / counts.sum())
-
-
-def test_a_window_that_no_row_falls_into_takes_the_next_ones_label() -> None:
-    sample = {"values": np.ones((3, 6)), "timestamps": [0, 0.5, 1.0]}
-    windows = ImuProcessor(sampling_rate=10).windows(sample, length_seconds=0.2)
-    labels, shares = windows.majority([7, 8, 9])
-    assert labels.tolist() == [7, 8, 8, 9, 9]
-    assert shares.tolist() == [1.0] * 5
-
-
 GOOD = np.ones((40, 6))
 TIMES = np.arange(40) / 50
 BAD_SAMPLES = {
@@ -316,6 +168,8 @@ BAD_SAMPLES = {
     "gap": ({"values": GOOD, "timestamps": TIMES + 3 * (TIMES > 0.5)}, ValueError, r"gap of 3.02 s after 0.5 s"),
     "times of text": ({"values": GOOD[:1], "timestamps": ["noon"]}, ValueError, "numbers or dates"),
     "unit": ({"values": GOOD, "units": {"gyroscope": "rpm"}}, ValueError, "'rpm' for 'gyroscope'"),
+    "a unit without hash": ({"values": GOOD, "units": {"gyroscope": []}}, ValueError, r"got \[\] for 'gyroscope'"),
+    "one time for all": ({"values": GOOD, "timestamps": 5}, ValueError, "1 timestamps for 40 steps"),
     "one unit for all": ({"values": GOOD, "units": "g"}, TypeError, "a dict from sensor to unit, got 'g'"),
     "another key": ({"values": GOOD, "rate": 50}, ValueError, r"no \['rate'\]"),
     "columns": (pd.DataFrame(GOOD, columns=COLUMNS), ValueError, r"no column \['accelerometer_x'"),
@@ -351,26 +205,6 @@ def test_nothing_and_no_recording_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"length_seconds": 0.0}, "length_seconds must be"),
-        ({"length_seconds": NAN}, "length_seconds must be"),
-        ({"length_seconds": 0.2, "overlap": 1.0}, "overlap must be"),
-        ({"length_seconds": 2.0}, "lasts 0.8 s, less than a window of 2 s"),
-    ],
-)
-def test_windows_of_no_sense_are_refused(options: dict[str, float], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        ImuProcessor().windows(GOOD, imu_sampling_rate=50, **options)
-
-
-def test_labels_of_another_number_are_refused() -> None:
-    windows = ImuProcessor().windows(GOOD, imu_sampling_rate=50, length_seconds=0.2)
-    with pytest.raises(ValueError, match=r"labels must have shape \(40,\).*got \(3,\)"):
-        windows.majority([1, 2, 3])
-
-
-@pytest.mark.parametrize(
     "options",
     [
         {"sensors": []},
@@ -398,21 +232,28 @@ def test_a_missing_torchaudio_is_named_with_its_extra(monkeypatch: pytest.Monkey
 
 
 SIDES = {"min_dims": 0, "max_dims": 3, "min_side": 0, "max_side": 6}
-ARRAYS = hnp.arrays(
-    st.one_of(hnp.floating_dtypes(), hnp.integer_dtypes(), hnp.complex_number_dtypes()), hnp.array_shapes(**SIDES)
-)
+ARRAYS = hnp.arrays(st.one_of(hnp.integer_dtypes(), hnp.complex_number_dtypes()), hnp.array_shapes(**SIDES))
 CLOCKS = st.one_of(st.none(), st.floats(), st.lists(st.floats(), max_size=5), st.text(max_size=3), ARRAYS)
 KEYS = st.sampled_from(["values", "timestamps", "sampling_rate", "units", "accelerometer", "gyroscope", "x"])
 SAMPLES = st.one_of(
     ARRAYS,
-    st.builds(lambda array: np.resize(array, (4, 6)), ARRAYS.filter(lambda array: array.size)),
     st.dictionaries(KEYS, st.one_of(ARRAYS, CLOCKS), max_size=4),
     st.builds(lambda times: {"values": np.ones((3, 6)), "timestamps": times}, CLOCKS),
     CLOCKS,
 )
+RECORDINGS = measurements(st.tuples(st.integers(1, 40), st.just(6)))
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.one_of(SAMPLES, st.lists(SAMPLES, max_size=3)), st.one_of(st.none(), st.just(50), st.floats()))
 def test_any_input_is_taken_or_refused_with_a_sentence(samples: Any, rate: float | None) -> None:
     finite_or_refused(lambda: ImuProcessor()(samples, imu_sampling_rate=rate))
+
+
+@settings(max_examples=40, deadline=None)
+@given(RECORDINGS, st.sampled_from([50, 20, 51.2, 100]), st.booleans())
+def test_a_recording_is_taken_if_float32_holds_it(array: np.ndarray, rate: float, uneven: bool) -> None:
+    times = np.arange(len(array)) / rate + 1e-3 * (np.arange(len(array)) % 3)
+    sample = {"values": array, "timestamps": times} if uneven else {"values": array, "sampling_rate": rate}
+    taken = finite_or_refused(lambda: ImuProcessor()(sample))
+    assert taken == bool((np.abs(array.astype(np.float64)) <= 1e38).all())

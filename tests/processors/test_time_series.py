@@ -18,7 +18,7 @@ from sklearn.preprocessing import StandardScaler
 
 from meta_transformer import MetaTransformerProcessor
 from meta_transformer.processors.time_series import TimeSeriesProcessor
-from tests.support.fuzz import finite_or_refused
+from tests.support.fuzz import finite_or_refused, measurements
 
 NAN = float("nan")
 
@@ -33,15 +33,6 @@ def vowels() -> list[np.ndarray]:
     text = (Path(folder) / "ts_classification/JapaneseVowels/JapaneseVowels_TRAIN.ts").read_text()
     rows = [line.split(":")[:-1] for line in text.partition("@data")[2].split()[:20]]
     return [np.array([channel.split(",") for channel in row], np.float64).T for row in rows]
-
-
-@pytest.fixture
-def hourly() -> pd.DataFrame:
-    """30 hours of two channels, of which the first misses a value."""
-    index = pd.date_range("2023-12-31 20:00", periods=30, freq="h")
-    values = np.random.default_rng(0).normal(size=(30, 2))
-    values[3, 0] = np.nan
-    return pd.DataFrame(values, index=index, columns=["load", "oil"])
 
 
 def values(samples: Any, **options: Any) -> torch.Tensor:
@@ -67,6 +58,27 @@ def test_missing_values_are_marked_and_not_padding() -> None:
     assert batch["past_values"].tolist() == [[[1], [0], [3]], [[4], [5], [0]]]
     assert batch["past_observed_mask"].tolist() == [[[True], [False], [True]], [[True], [True], [False]]]
     assert "past_mask" not in batch
+
+
+@pytest.mark.parametrize("missing", [None, NAN, pd.NA, pd.NaT])
+def test_all_that_pandas_calls_missing_is_missing(missing: Any) -> None:
+    for sample in ([1.0, missing, 2.0], [missing, 1.0, 2.0]):
+        found = TimeSeriesProcessor()(sample)["past_observed_mask"][0, :, 0].tolist()
+        assert found == [cell is not missing for cell in sample]
+
+
+def test_a_column_of_lists_is_a_list_of_series() -> None:
+    column = pd.Series([[1.0, 2.0], [3.0, 4.0, 5.0]])
+    batch = TimeSeriesProcessor()(column)
+    assert batch["past_mask"].tolist() == [[True, True, False], [True, True, True]]
+    assert TimeSeriesProcessor()(pd.Series([np.ones((4, 2))]))["past_values"].shape == (1, 4, 2)
+
+
+def test_a_list_that_holds_itself_is_refused() -> None:
+    endless: list[Any] = []
+    endless.append(endless)
+    with pytest.raises((ValueError, TypeError), match="time_series"):
+        TimeSeriesProcessor()([endless])
 
 
 def test_a_zero_is_observed() -> None:
@@ -142,69 +154,6 @@ def test_series_with_fewer_channels_get_further_ones_that_are_not_observed() -> 
     assert batch["past_observed_mask"][0].tolist() == [[True, False, False], [True, False, False]]
 
 
-@pytest.mark.parametrize(
-    ("name", "formula"),
-    [
-        ("second_of_minute", lambda date: date.second / 59),
-        ("minute_of_hour", lambda date: date.minute / 59),
-        ("hour_of_day", lambda date: date.hour / 23),
-        ("day_of_week", lambda date: date.weekday() / 6),
-        ("day_of_month", lambda date: (date.day - 1) / 30),
-        ("day_of_year", lambda date: (date.timetuple().tm_yday - 1) / 365),
-        ("week_of_year", lambda date: (date.isocalendar()[1] - 1) / 52),
-        ("month_of_year", lambda date: (date.month - 1) / 11),
-    ],
-)
-def test_calendar_features_are_those_of_gluonts(name: str, formula: Any) -> None:
-    index = pd.date_range("2024-02-28 03:14:15", periods=900, freq="17h13min7s")
-    frame = pd.DataFrame({"a": range(900)}, index=index)
-    features = TimeSeriesProcessor(time_features=[name])(frame)["past_time_features"]
-    expected = torch.tensor([formula(date) - 0.5 for date in index.to_pydatetime()])
-    torch.testing.assert_close(features[0, :, 0], expected, atol=1e-6, rtol=0)
-    assert features.abs().max() <= 0.5
-
-
-@pytest.mark.parametrize(
-    "times",
-    [
-        lambda index: index,
-        lambda index: index.to_series(),
-        lambda index: index.to_numpy(),
-        lambda index: list(index),
-        lambda index: list(index.to_pydatetime()),
-        lambda index: [str(each) for each in index],
-        lambda index: index.tz_localize("Asia/Tokyo"),
-        lambda index: index.to_period("h"),
-    ],
-)
-def test_dates_of_every_form_give_the_same_calendar(times: Any, hourly: pd.DataFrame) -> None:
-    processor = TimeSeriesProcessor(time_features=["hour_of_day", "day_of_week"])
-    expected = processor(hourly)["past_time_features"]
-    sample = {"values": hourly.to_numpy(), "timestamps": times(hourly.index)}
-    assert torch.equal(processor(sample)["past_time_features"], expected)
-
-
-def test_calendar_features_are_padded_with_zeros(hourly: pd.DataFrame) -> None:
-    features = TimeSeriesProcessor(time_features=["month_of_year"])([hourly, hourly[:5]])["past_time_features"]
-    assert features.shape == (2, 30, 1)
-    assert features[1, :5].abs().min() > 0
-    assert not features[1, 5:].any()
-
-
-def test_a_series_takes_its_dates_from_its_index(hourly: pd.DataFrame) -> None:
-    processor = TimeSeriesProcessor(time_features=["hour_of_day"])
-    assert torch.equal(processor(hourly["oil"])["past_time_features"], processor(hourly)["past_time_features"])
-
-
-def test_a_time_column_is_no_channel_and_wins_over_the_index(hourly: pd.DataFrame) -> None:
-    later = hourly.assign(when=hourly.index + pd.Timedelta(hours=1))
-    processor = TimeSeriesProcessor(time_column="when", time_features=["hour_of_day"])
-    batch = processor(later)
-    assert batch["past_values"].shape == (1, 30, 2)
-    shifted = hourly.set_index(hourly.index + pd.Timedelta(hours=1))
-    assert torch.equal(batch["past_time_features"], processor(shifted)["past_time_features"])
-
-
 def test_fit_standardises_as_scikit_learn_does_with_gaps(vowels: list[np.ndarray]) -> None:
     random = np.random.default_rng(0)
     gappy = [np.where(random.random(each.shape) < 0.2, np.nan, each * 3 + 1000) for each in vowels]
@@ -248,6 +197,15 @@ def test_fit_keeps_to_the_channels_of_the_settings(hourly: pd.DataFrame) -> None
     assert processor.channels == ["oil"]
     with pytest.raises(ValueError, match="3 channels, but this processor is set to 1"):
         processor.fit(np.zeros((4, 3)))
+
+
+def test_tables_with_another_order_of_columns_are_refused_unless_the_order_is_known(hourly: pd.DataFrame) -> None:
+    swapped = hourly[["oil", "load"]]
+    with pytest.raises(ValueError, match=r"time_series\[1\]: column 'oil' is channel 0 here, but channel 1"):
+        TimeSeriesProcessor()([hourly, swapped])
+    known = values([hourly, swapped], channels=["load", "oil"])
+    assert torch.equal(known[0], known[1])
+    assert values([hourly[["oil"]], hourly[["load"]]]).shape == (2, 30, 1)
 
 
 def test_channels_choose_columns() -> None:
@@ -314,20 +272,6 @@ def test_a_bad_sample_is_named_with_its_index_and_the_remedy(case: str) -> None:
         TimeSeriesProcessor(num_channels=1)([[1.0, 2.0], sample])
 
 
-@pytest.mark.parametrize(
-    ("times", "error", "message"),
-    [
-        (None, ValueError, "need dates"),
-        ([1, 2, 3], TypeError, "must be dates, got int64"),
-        (["01.02.2024", "02.02.2024", "03.02.2024"], ValueError, "such as 2024-01-31"),
-        (DATES - DATES[0], TypeError, "must be dates"),
-    ],
-)
-def test_a_calendar_needs_dates_that_cannot_be_misread(times: Any, error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        TimeSeriesProcessor(time_features=["day_of_month"])({"values": [1.0, 2.0, 3.0], "timestamps": times})
-
-
 def test_columns_that_are_absent_are_named(hourly: pd.DataFrame) -> None:
     with pytest.raises(ValueError, match=r"no column \['gas'\], only \['load', 'oil'\]"):
         TimeSeriesProcessor(channels=["gas"])(hourly)
@@ -386,18 +330,19 @@ def test_arrays_need_no_pandas(monkeypatch: pytest.MonkeyPatch) -> None:
 
 NUMBERS = st.one_of(st.floats(), st.integers(), st.booleans(), st.none(), st.text(max_size=3), st.complex_numbers())
 ARRAYS = hnp.arrays(
-    st.one_of(hnp.floating_dtypes(), hnp.integer_dtypes(), hnp.datetime64_dtypes(), hnp.complex_number_dtypes()),
+    st.one_of(hnp.integer_dtypes(), hnp.datetime64_dtypes(), hnp.complex_number_dtypes()),
     hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=5),
 )
 SAMPLES = st.one_of(
     ARRAYS,
-    st.lists(NUMBERS, max_size=4),
     st.lists(st.lists(NUMBERS, max_size=3), max_size=3),
     st.dictionaries(st.sampled_from(["values", "timestamps", "a"]), st.one_of(ARRAYS, st.lists(NUMBERS, max_size=4))),
-    st.builds(lambda array: {"values": array}, ARRAYS),
     st.text(max_size=5),
     st.binary(max_size=3),
     NUMBERS,
+)
+SERIES = measurements(
+    st.tuples(st.integers(1, 40)) | st.tuples(st.integers(1, 20), st.integers(1, 4)), ["f2", "f4", "f8"]
 )
 
 
@@ -406,3 +351,11 @@ SAMPLES = st.one_of(
 def test_any_input_is_taken_or_refused_with_a_sentence(samples: Any, calendar: bool) -> None:
     processor = TimeSeriesProcessor(time_features=["day_of_year"] if calendar else [])
     finite_or_refused(lambda: processor(samples))
+
+
+@settings(max_examples=40, deadline=None)
+@given(SERIES)
+def test_a_series_is_taken_if_something_is_observed_and_float32_holds_it(series: np.ndarray) -> None:
+    observed = np.abs(series.astype(np.float64)[~np.isnan(series)])
+    taken = finite_or_refused(lambda: TimeSeriesProcessor()(series))
+    assert taken == bool(len(observed) and (observed <= np.finfo(np.float32).max).all())
