@@ -53,6 +53,14 @@ class Case:
         torch.manual_seed(0)
         return self.model_class(self.config(**options)).eval()
 
+    def lively_model(self, **options: Any) -> MetaTransformerForTask:
+        """A model in which every weight matters: tables and projections too have entries of about 0.2."""
+        model = self.model(**options)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter), alpha=0.2)
+        return model
+
     def labels(self, count: int = 4) -> torch.Tensor:
         return HEADS[self.head].head_class.dummy_labels(count, self.config())
 

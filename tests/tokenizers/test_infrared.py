@@ -1,12 +1,12 @@
-"""The infrared tokenizer: its own inputs and defaults, and what it takes over from models of colour images."""
+"""The infrared tokenizer against timm: its inputs and defaults, and what it takes over from models of colour images."""
 
 import pytest
 import timm
 import torch
+from timm.layers import PatchEmbed, resample_abs_pos_embed
 from torch.testing import assert_close
 
 from meta_transformer import MetaTransformerConfig, MetaTransformerModel
-from meta_transformer.tokenizers.image import ImageTokenizer, ImageTokenizerConfig
 from meta_transformer.tokenizers.infrared import InfraredTokenizer, InfraredTokenizerConfig
 
 HIDDEN = 24
@@ -21,18 +21,24 @@ def timm_model():
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("patch_embedding", ["linear", "convolutional"])
-def test_tokens_are_those_of_the_image_tokenizer(channels, patch_embedding):
-    options = {**OPTIONS, "num_channels": channels, "patch_embedding": patch_embedding}
-    infrared = InfraredTokenizer(InfraredTokenizerConfig(**options), HIDDEN)
-    image = ImageTokenizer(ImageTokenizerConfig(**options), HIDDEN)
-    image.load_state_dict(infrared.state_dict())
+@torch.no_grad()
+def test_tokens_are_timms_for_each_image_of_a_ragged_batch(channels):
+    torch.manual_seed(0)
+    tokenizer = InfraredTokenizer(InfraredTokenizerConfig(**OPTIONS, num_channels=channels), HIDDEN)
+    torch.nn.init.normal_(tokenizer.positions)
+    patches = PatchEmbed(None, 8, channels, HIDDEN, strict_img_size=False)
+    patches.proj.load_state_dict(tokenizer.projection.state_dict())
     values, mask = torch.randn(2, channels, 19, 33), torch.ones(2, 19, 33, dtype=torch.bool)
     mask[1, 10:] = mask[1, :, 9:] = False
-    found, expected = infrared(values, mask), image(values, mask)
-    assert torch.equal(found.embeddings, expected.embeddings)
-    assert torch.equal(found.mask, expected.mask)
-    assert found.layout == expected.layout
+    found = tokenizer(values, mask)
+    for index, (height, width, grid) in enumerate([(19, 33, (3, 5)), (10, 9, (2, 2))]):
+        image = torch.zeros(1, channels, 8 * grid[0], 8 * grid[1])
+        image[0, :, :height, :width] = values[index, :, :height, :width]
+        positions = resample_abs_pos_embed(tokenizer.positions, list(grid), [4, 4], num_prefix_tokens=0)
+        real = found.mask[index].view(3, 5)
+        assert real[: grid[0], : grid[1]].all()
+        assert real.sum() == grid[0] * grid[1]
+        assert_close(found.embeddings[index][real.flatten()], (patches(image) + positions)[0])
 
 
 def test_one_channel_is_the_default():
