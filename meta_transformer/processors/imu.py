@@ -268,7 +268,7 @@ class ImuProcessor(ModalityProcessor):
         if len(clocks) > 1:
             raise ValueError("some sensors have timestamps and others only a rate; give timestamps to all of them.")
         spans = [stream.span for stream in streams]
-        if clocks == {True} and max(spans) - min(spans) > 1.001 * max(1 / stream.rate for stream in streams):
+        if clocks == {True} and max(spans) - min(spans) > 1.001 / min(stream.rate or 1 for stream in streams):
             raise ValueError(
                 f"the sensors last {[round(span, 3) for span in spans]} seconds, so that their steps do "
                 "not belong together; cut them to the same length, or give timestamps."

@@ -3,18 +3,22 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from datasets import Dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from rtdl_num_embeddings import compute_bins
 from sklearn.datasets import load_wine
 from sklearn.preprocessing import StandardScaler
 
 from meta_transformer.processing import MetaTransformerProcessor
 from meta_transformer.processors.tabular import TabularProcessor
+from tests.support.fuzz import finite_or_refused, measurements
 
 ADULT_NUMBERS = ["age", "fnlwgt", "education_num", "capital_gain", "capital_loss", "hours_per_week"]
 
@@ -309,3 +313,38 @@ def test_use_before_fit_says_to_call_fit(use, table: pd.DataFrame):
 def test_settings_that_cannot_be_are_refused(settings, error: type[Exception], message: str):
     with pytest.raises(error, match=message):
         TabularProcessor(**settings)
+
+
+def test_masked_cells_and_tensors_are_columns() -> None:
+    columns = {"a": torch.tensor([1.0, 2.0, 4.0]).bfloat16(), "b": np.ma.masked_array([1, 2, 3], mask=[0, 1, 0])}
+    batch = TabularProcessor().fit(columns)(columns)
+    assert batch["numerical_mask"].tolist() == [[True, True], [True, False], [True, True]]
+
+
+CELLS = st.one_of(
+    st.floats(), st.integers(), st.booleans(), st.none(), st.text(max_size=3), st.complex_numbers(), st.just(pd.NaT)
+)
+COLUMNS = st.lists(CELLS, max_size=4) | st.lists(st.floats(), min_size=3, max_size=3) | CELLS
+TABLES = st.one_of(
+    st.dictionaries(st.sampled_from(["a", "b", 3]), COLUMNS, max_size=3),
+    st.lists(st.fixed_dictionaries({"a": st.floats(), "b": CELLS}), max_size=4),
+    st.lists(st.dictionaries(st.sampled_from("ab"), CELLS) | CELLS, max_size=3),
+    st.builds(pd.DataFrame, st.fixed_dictionaries({"a": st.lists(CELLS, min_size=2, max_size=2)})),
+    CELLS,
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(TABLES, TABLES)
+def test_any_table_gives_finite_features_or_a_sentence(table: Any, another: Any) -> None:
+    processor = TabularProcessor()
+    if finite_or_refused(lambda: processor.fit(table)(table)):
+        finite_or_refused(lambda: processor(another))
+
+
+@settings(max_examples=40, deadline=None)
+@given(measurements(st.tuples(st.integers(1, 9))), st.sampled_from(["Cork", "Rome", None]))
+def test_a_table_is_taken_if_float32_holds_its_numbers(numbers: np.ndarray, city: str | None) -> None:
+    processor = TabularProcessor().fit({"x": [0.0, 1.0, 2.0], "city": ["Cork", "Bergen", None]})
+    taken = finite_or_refused(lambda: processor({"x": numbers, "city": [city] * len(numbers)}))
+    assert taken == bool((np.isnan(numbers) | (np.abs(numbers.astype(np.float64)) <= 1e38)).all())
