@@ -207,7 +207,7 @@ class ImuProcessor(ModalityProcessor):
 
     def _normalise(self, values: np.ndarray) -> Tensor:
         values = (values - np.array(self.means)) / np.array(self.stds)
-        if (np.abs(values) > np.finfo(np.float32).max).any():
+        if not (np.abs(values) <= np.finfo(np.float32).max).all():  # so that NaN, of overflow in the filter, is one too
             raise ValueError(f"imu: the largest value, {np.abs(values).max():g}, is too large for float32; scale it.")
         return torch.from_numpy(values.astype(np.float32))
 

@@ -339,7 +339,10 @@ def _statistics(numbers: np.ndarray, name: str, num_bins: int) -> tuple[float, f
     numbers = numbers[~np.isnan(numbers)]
     # Not std > 0: rounding of the mean leaves a little deviation in a constant column.
     constant = numbers.min() == numbers.max()
-    mean, std = numbers.mean(), 1.0 if constant else numbers.std()
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean, std = numbers.mean(), 1.0 if constant else numbers.std()
+    if not np.isfinite([mean, std]).all():
+        raise ValueError(f"Column {name!r} has values too large for float64 statistics; scale it, or write None.")
     edges = np.quantile((numbers - mean) / std, np.linspace(0, 1, num_bins + 1))
     edges = np.array([-0.5, 0.5]) if constant else np.unique(edges.astype(np.float32))
     return float(mean), float(std), edges.tolist()

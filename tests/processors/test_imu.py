@@ -142,6 +142,7 @@ BAD_SAMPLES = {
     "nan": (np.where(np.eye(40, 6), NAN, 1.0), ValueError, "NaN in step 0; drop such steps and give timestamps"),
     "infinity": (np.where(np.eye(40, 6), np.inf, 1.0), ValueError, "infinity"),
     "too large": (GOOD * 1e300, ValueError, "too large for float32"),
+    "too large to filter": ({"values": GOOD * 1.7e308, "timestamps": TIMES / 2}, ValueError, "too large"),
     "text": ([["a"] * 6], TypeError, "real numbers"),
     "no gyroscope": ({"accelerometer": GOOD[:, :3]}, ValueError, r"no \['gyroscope'\] in the sample"),
     "lengths of sensors": ({"accelerometer": GOOD[:, :3], "gyroscope": GOOD[:9, :3]}, ValueError, "sensors last"),
@@ -224,9 +225,9 @@ def test_settings_of_no_sense_are_refused(options: dict[str, Any]) -> None:
         ImuProcessor(**options)
 
 
-def test_a_missing_torchaudio_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torchaudio.functional", None)
-    with pytest.raises(ImportError, match=r'pip install "meta_transformer\[audio\]"'):
+def test_a_missing_scipy_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "scipy.signal", None)
+    with pytest.raises(ImportError, match=r'pip install "meta_transformer\[imu\]"'):
         ImuProcessor()(GOOD, imu_sampling_rate=100)
     ImuProcessor()(GOOD, imu_sampling_rate=50)
 

@@ -321,6 +321,11 @@ def test_masked_cells_and_tensors_are_columns() -> None:
     assert batch["numerical_mask"].tolist() == [[True, True], [True, False], [True, True]]
 
 
+def test_numbers_too_large_for_statistics_are_refused() -> None:
+    with pytest.raises(ValueError, match="Column 'a' has values too large for float64 statistics"):
+        TabularProcessor().fit({"a": [1e200, -1e200]})
+
+
 CELLS = st.one_of(
     st.floats(), st.integers(), st.booleans(), st.none(), st.text(max_size=3), st.complex_numbers(), st.just(pd.NaT)
 )
