@@ -66,7 +66,7 @@ class AudioModelTester(ModelTester):
     """Clips of different length."""
 
     modalities = {"audio": {"num_mel_bins": 16, "patch_size": 8, "stride": 5, "max_time_positions": 8}}
-    seq_length = 1 + 2 * 4
+    seq_length = 1 + 3 * 4
 
     def inputs(self) -> dict[str, Tensor]:
         mask = lengths_mask([20, 20, 11, 8, 19, 3, 20], 20)
