@@ -8,9 +8,7 @@ from numbers import Real
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
-from torch.nn import functional
 
 from .readers.arrays import to_array
 from .signals import import_pandas, to_floats
@@ -76,7 +74,7 @@ class Stream:
     def resampled(self, rate: float, start: float, end: float, max_gap: float) -> np.ndarray:
         """Values at `rate` Hz, `(steps, channels)`, from `start` to `end` in seconds.
 
-        Evenly spaced values by a windowed sinc filter; others by linear interpolation at a multiple of `rate`, and
+        Evenly spaced values by a low-pass filter; others by linear interpolation at a multiple of `rate`, and
         from there by that filter.
 
         Raises:
@@ -123,27 +121,19 @@ def _to_seconds(times: Any, seconds: float) -> np.ndarray:
 
 
 def _polyphase(values: np.ndarray, ratio: Fraction) -> np.ndarray:
-    """`ceil(steps * ratio)` values by torchaudio's windowed sinc filter, the first at the time of the first.
+    """`ceil(steps * ratio)` values by a low-pass filter of scipy's, the first at the time of the first.
 
     The mean is set aside, so that an offset such as gravity passes untouched, and both ends are continued by their last
-    value; the zeros that the filter itself assumes would pull them half-way to the mean.
+    value; zeros there would pull them half-way to the mean.
     """
     if ratio == 1:
         return values
     try:
-        from torchaudio.functional import resample
-    except (ImportError, OSError) as error:  # OSError: built for another torch
-        raise ImportError(
-            'Resampling needs the torchaudio of the same release as torch: pip install "meta_transformer[audio]"'
-        ) from error
-    up, down = ratio.numerator, ratio.denominator
-    reach = 7 * max(up, down) / up  # of the filter, in steps of the input
-    periods = ceil(reach / down)  # whole ones, so that the outputs stay where they are
-    ends = (periods * down, periods * down)
+        from scipy.signal import resample_poly
+    except (ImportError, OSError) as error:
+        raise ImportError('Resampling needs scipy: pip install "meta_transformer[imu]"') from error
     mean = values.mean(axis=0)
-    signal = functional.pad(torch.from_numpy((values - mean).T.copy())[None], ends, mode="replicate")[0]
-    first, count = periods * up, -(-len(values) * up // down)
-    return resample(signal, down, up)[:, first : first + count].T.numpy() + mean
+    return resample_poly(values - mean, ratio.numerator, ratio.denominator, axis=0, padtype="edge") + mean
 
 
 class ImuWindows(Sequence[dict[str, Any]]):
