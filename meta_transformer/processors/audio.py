@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import BatchFeature
 
-from .base import ModalityProcessor, errors_at, pad_to_longest, several
+from .base import ModalityProcessor, errors_at, needs, pad_to_longest, several
 from .readers.arrays import to_array
 
 __all__ = ["AudioProcessor"]
@@ -73,7 +73,7 @@ class AudioProcessor(ModalityProcessor):
         return {"num_mel_bins": self.num_mel_bins}
 
     def __call__(
-        self, samples: Any, *, sampling_rate: int | None = None, return_tensors: str | None = "pt", **kwargs: Any
+        self, samples: Any, *, sampling_rate: int | None = None, return_tensors: str | None = "pt"
     ) -> BatchFeature:
         """Process one clip or a list of clips, of any lengths.
 
@@ -92,10 +92,8 @@ class AudioProcessor(ModalityProcessor):
         Raises:
             ValueError: No clip, an unreadable or empty one, NaN, infinity or more than 1e15, three dimensions, an array
                 of more than 2 channels, no sampling rate, or one that contradicts the clip's own.
-            TypeError: A sample or integers of another type, or an unknown argument.
+            TypeError: A sample or integers of another type.
         """
-        if kwargs:
-            raise TypeError(f"{type(self).__name__} takes no argument {sorted(kwargs)}.")
         clips = [(values - self.mean) / (2 * self.std) for values in self._log_mels(samples, sampling_rate)]
         features, mask = pad_to_longest(clips)
         data = {"input_features": features.numpy()}
@@ -103,13 +101,12 @@ class AudioProcessor(ModalityProcessor):
             data["input_features_mask"] = mask.numpy()
         return BatchFeature(data, tensor_type=return_tensors)
 
-    def fit(self, samples: Any, *, sampling_rate: int | None = None, **kwargs: Any) -> "AudioProcessor":
+    def fit(self, samples: Any, *, sampling_rate: int | None = None) -> "AudioProcessor":
         """Set `mean` and `std` to those of the log-mel values of `samples`, over all frames and mel bins.
 
         Args:
             samples: As of `__call__`; an iterator is consumed clip by clip, so that a corpus need not fit in memory.
             sampling_rate: As of `__call__`.
-            kwargs: None.
 
         Returns:
             This processor.
@@ -118,8 +115,6 @@ class AudioProcessor(ModalityProcessor):
             ValueError: As `__call__`, or all values are the same.
             TypeError: As `__call__`.
         """
-        if kwargs:
-            raise TypeError(f"{type(self).__name__}.fit takes no argument {sorted(kwargs)}.")
         count, total, squares = 0, 0.0, 0.0
         for values in self._log_mels(samples, sampling_rate):
             values = values.double()
@@ -217,10 +212,8 @@ def _decode(sample: Any) -> tuple[np.ndarray, int | None]:
 
 def _read(source: str | PathLike | bytes) -> tuple[np.ndarray, int]:
     """Mono samples and sampling rate of a file or its bytes."""
-    try:
+    with needs("soundfile to read audio files", "audio"):
         import soundfile
-    except (ImportError, OSError) as error:  # OSError: the package is there, its libsndfile is not
-        raise ImportError('Reading audio files needs soundfile: pip install "meta_transformer[audio]"') from error
     in_memory = isinstance(source, bytes)
     if not in_memory and not Path(source).is_file():
         raise ValueError(f"there is no file {str(source)!r}.")
@@ -290,12 +283,8 @@ def _filter_bank(sampling_rate: int, num_mel_bins: int) -> tuple[int, int, Tenso
 
 def _torchaudio() -> Any:
     """Torchaudio with the parts that are used here."""
-    try:
+    with needs("the torchaudio of the same release as torch", "audio"):
         import torchaudio
         import torchaudio.compliance.kaldi
         import torchaudio.functional
-    except (ImportError, OSError) as error:  # OSError: built for another torch
-        raise ImportError(
-            'Audio features need the torchaudio of the same release as torch: pip install "meta_transformer[audio]"'
-        ) from error
     return torchaudio

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import BatchFeature
 
-from .base import ModalityProcessor, errors_at, several
+from .base import ModalityProcessor, errors_at, needs, several
 from .readers.arrays import to_array
 
 __all__ = ["DataFormat", "ImageProcessor", "check_range", "file_of", "first_bytes"]
@@ -105,7 +105,6 @@ class ImageProcessor(ModalityProcessor):
         *,
         input_data_format: DataFormat | None = None,
         return_tensors: str | None = "pt",
-        **kwargs: Any,
     ) -> BatchFeature:
         """Process one image or a list of images, of any sizes.
 
@@ -122,10 +121,8 @@ class ImageProcessor(ModalityProcessor):
         Raises:
             ValueError: No image, an unreadable or empty one, NaN or values out of range, a number of channels that
                 cannot be converted, or an array whose order of dimensions cannot be told.
-            TypeError: A sample of another type, or an unknown argument.
+            TypeError: A sample of another type.
         """
-        if kwargs:
-            raise TypeError(f"{type(self).__name__} takes no argument {sorted(kwargs)}.")
         images = []
         for index, sample in enumerate(self._as_list(samples)):
             with errors_at(f"{self.word}[{index}]"):
@@ -310,10 +307,8 @@ def check_range(name: str, value: Any) -> None:
 
 def _open(source: str | PathLike | bytes) -> Any:
     """A PIL image from a file or its bytes, turned upright by its EXIF orientation."""
-    try:
+    with needs("Pillow to read image files", "image"):
         from PIL import Image, ImageOps
-    except ImportError as error:
-        raise ImportError('Reading image files needs Pillow: pip install "meta_transformer[image]"') from error
     try:
         image = Image.open(BytesIO(source) if isinstance(source, bytes) else source)
         if image.mode == "I" and image.format in ("PNG", "PPM"):

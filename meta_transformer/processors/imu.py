@@ -121,7 +121,7 @@ class ImuProcessor(ModalityProcessor):
         return cls(sensors=[*_UNITS, *(f"sensor{i}_accelerometer" for i in range(3, count))][:count])
 
     def __call__(
-        self, samples: Any, *, imu_sampling_rate: float | None = None, return_tensors: str | None = "pt", **kwargs: Any
+        self, samples: Any, *, imu_sampling_rate: float | None = None, return_tensors: str | None = "pt"
     ) -> BatchFeature:
         """Process one recording or a list of recordings, of any lengths.
 
@@ -140,10 +140,8 @@ class ImuProcessor(ModalityProcessor):
         Raises:
             ValueError: No recording, an empty one, a sensor or column that is absent, NaN or infinity, another number
                 of channels, no clock or two, timestamps that fall, a gap, a rate that cannot be meant, another unit.
-            TypeError: A sample or values of another type, or an unknown argument.
+            TypeError: A sample or values of another type.
         """
-        if kwargs:
-            raise TypeError(f"{type(self).__name__} takes no argument {sorted(kwargs)}.")
         recordings = [self._normalise(values) for values in self._recordings(samples, imu_sampling_rate)]
         values, mask = pad_to_longest(recordings)
         data = {"imu_values": values.numpy()}
@@ -151,13 +149,12 @@ class ImuProcessor(ModalityProcessor):
             data["imu_mask"] = mask.numpy()
         return BatchFeature(data, tensor_type=return_tensors)
 
-    def fit(self, samples: Any, *, imu_sampling_rate: float | None = None, **kwargs: Any) -> "ImuProcessor":
+    def fit(self, samples: Any, *, imu_sampling_rate: float | None = None) -> "ImuProcessor":
         """Set `means` and `stds` to those of the channels of `samples`, resampled and in SI units.
 
         Args:
             samples: As of `__call__`; an iterator is consumed recording by recording.
             imu_sampling_rate: As of `__call__`.
-            kwargs: None.
 
         Returns:
             This processor.
@@ -166,8 +163,6 @@ class ImuProcessor(ModalityProcessor):
             ValueError: As `__call__`.
             TypeError: As `__call__`.
         """
-        if kwargs:
-            raise TypeError(f"{type(self).__name__}.fit takes no argument {sorted(kwargs)}.")
         statistics = ChannelStatistics()
         for values in self._recordings(samples, imu_sampling_rate):
             statistics.update(values)

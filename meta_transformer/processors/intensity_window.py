@@ -62,7 +62,7 @@ class WindowedImageProcessor(ImageProcessor):
         )
 
     def fit(
-        self, samples: Any, *, fix_window: bool = False, input_data_format: DataFormat | None = None, **kwargs: Any
+        self, samples: Any, *, fix_window: bool = False, input_data_format: DataFormat | None = None
     ) -> "WindowedImageProcessor":
         """Set `image_mean` and `image_std` to those of each channel over all pixels of `samples`.
 
@@ -72,7 +72,6 @@ class WindowedImageProcessor(ImageProcessor):
                 which each counts the same, so that equal values of different images stay equal. Samples are read twice
                 then.
             input_data_format: As of `__call__`.
-            kwargs: None.
 
         Returns:
             This processor.
@@ -81,8 +80,6 @@ class WindowedImageProcessor(ImageProcessor):
             ValueError: As `__call__`, or all values are the same.
             TypeError: As `__call__`.
         """
-        if kwargs:
-            raise TypeError(f"{type(self).__name__}.fit takes no argument {sorted(kwargs)}.")
         samples = self._as_list(samples)
         fitted = copy(self)
         if fix_window:

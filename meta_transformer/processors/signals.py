@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from .base import several
+from .base import needs, several
 from .readers.arrays import to_array
 
 __all__ = [
@@ -28,10 +28,8 @@ _NESTED = (list, tuple, np.ndarray, Tensor, Mapping)
 
 def import_pandas() -> ModuleType:
     """Pandas, or an error that names the extra which brings it."""
-    try:
+    with needs("pandas for tables and dates", "time_series"):
         import pandas
-    except ImportError as error:
-        raise ImportError('Tables and dates need pandas: pip install "meta_transformer[time_series]"') from error
     return pandas
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor
 from transformers import BatchFeature
 
-from .base import ModalityProcessor
+from .base import ModalityProcessor, needs
 from .readers.arrays import to_array
 
 if TYPE_CHECKING:
@@ -231,10 +231,8 @@ class TabularProcessor(ModalityProcessor):
 
 
 def _pandas() -> ModuleType:
-    try:
+    with needs("pandas for tables", "tabular"):
         import pandas
-    except ImportError as error:
-        raise ImportError('Tables need pandas: pip install "meta_transformer[tabular]"') from error
     return pandas
 
 

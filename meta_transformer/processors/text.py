@@ -108,7 +108,7 @@ class TextProcessor(ModalityProcessor):
             raise ValueError(f"vocab_size must be an integer of at least 258, got {vocab_size!r}.")
         return cls(tokenizer=train_bpe(texts, int(vocab_size)), **settings)
 
-    def __call__(self, samples: Any, *, return_tensors: str | None = "pt", **kwargs: Any) -> BatchFeature:
+    def __call__(self, samples: Any, *, return_tensors: str | None = "pt") -> BatchFeature:
         """Process one text or a list of texts, of any lengths.
 
         Args:
@@ -123,10 +123,8 @@ class TextProcessor(ModalityProcessor):
         Raises:
             ValueError: No sample, ids that the tokenizer does not have or that hold padding, halves of characters
                 (surrogates), or a text longer than `max_length` under `long_text="error"`.
-            TypeError: A sample that is neither text nor ids, such as a missing cell, or an unknown argument.
+            TypeError: A sample that is neither text nor ids, such as a missing cell.
         """
-        if kwargs:
-            raise TypeError(f"{type(self).__name__} takes no argument {sorted(kwargs)}.")
         encoded = self._encode(samples)
         if self.max_length is not None:
             lengths = [len(ids) for ids in encoded]

@@ -109,7 +109,7 @@ class TimeSeriesProcessor(ModalityProcessor):
     def tokenizer_config(self) -> dict[str, Any]:
         return {"num_channels": self.num_channels, "num_time_features": len(self.time_features)}
 
-    def __call__(self, samples: Any, *, return_tensors: str | None = "pt", **kwargs: Any) -> BatchFeature:
+    def __call__(self, samples: Any, *, return_tensors: str | None = "pt") -> BatchFeature:
         """Process one series or a list of series, of any lengths.
 
         Args:
@@ -126,10 +126,8 @@ class TimeSeriesProcessor(ModalityProcessor):
             ValueError: No series, an empty one, one without any observed value, infinity, another number of channels
                 than `num_channels`, a column of `channels` that is not there, columns in another order than in a table
                 before, dates that are absent though needed, do not rise, or are text that is not ISO 8601.
-            TypeError: Values or dates of another type, or an unknown argument.
+            TypeError: Values or dates of another type.
         """
-        if kwargs:
-            raise TypeError(f"{type(self).__name__} takes no argument {sorted(kwargs)}.")
         series, calendar, places = [], [], {}
         for index, sample in enumerate(samples_of(samples, "time_series", rows=1)):
             with errors_at(f"time_series[{index}]"):
@@ -155,14 +153,13 @@ class TimeSeriesProcessor(ModalityProcessor):
             data["past_time_features"] = pad_to_longest(calendar)[0].numpy()
         return BatchFeature(data, tensor_type=return_tensors)
 
-    def fit(self, samples: Any, **kwargs: Any) -> "TimeSeriesProcessor":
+    def fit(self, samples: Any) -> "TimeSeriesProcessor":
         """Learn the channels and, over all observed values, the mean and standard deviation of each.
 
         What was learned before is forgotten; `num_channels` and `channels` that the processor was made with hold.
 
         Args:
             samples: As of `__call__`; an iterator is consumed series by series.
-            kwargs: None.
 
         Returns:
             This processor.
@@ -172,8 +169,6 @@ class TimeSeriesProcessor(ModalityProcessor):
                 observed value.
             TypeError: As `__call__`.
         """
-        if kwargs:
-            raise TypeError(f"{type(self).__name__}.fit takes no argument {sorted(kwargs)}.")
         statistics, first, reader = ChannelStatistics(), None, copy(self)
         reader.num_channels, reader.channels = self._chosen
         for index, sample in enumerate(samples_of(samples, "time_series", rows=1)):

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from transformers import BatchFeature
 
-from .base import errors_at, several
+from .base import errors_at, needs, several
 from .image import DataFormat, ImageProcessor
 from .readers.video_files import Timeline
 
@@ -107,7 +107,6 @@ class VideoProcessor(ImageProcessor):
         frame_rate: float | None = None,
         input_data_format: DataFormat | None = None,
         return_tensors: str | None = "pt",
-        **kwargs: Any,
     ) -> BatchFeature:
         """Process one clip or a list of clips, of any lengths and sizes.
 
@@ -131,10 +130,8 @@ class VideoProcessor(ImageProcessor):
             ValueError: No clip, an unreadable, damaged or empty one, frames of different size in one clip, no rate
                 where one is needed, or one that differs by more than 1 % from the clip's own, or what `ImageProcessor`
                 refuses.
-            TypeError: A sample of another type, or an unknown argument.
+            TypeError: A sample of another type.
         """
-        if kwargs:
-            raise TypeError(f"{type(self).__name__} takes no argument {sorted(kwargs)}.")
         frame_rate = None if frame_rate is None else _rate("frame_rate", frame_rate)
         clips = []
         for index, sample in enumerate(_one_by_one(samples)):
@@ -220,10 +217,8 @@ class VideoProcessor(ImageProcessor):
 
     def _from_file(self, source: str | PathLike | bytes, rate: float | None) -> Tensor:
         """A video file or its bytes."""
-        try:
+        with needs("PyAV to read video files", "video"):
             import av
-        except ImportError as error:
-            raise ImportError('Reading video files needs PyAV: pip install "meta_transformer[video]"') from error
         if not isinstance(source, bytes) and not Path(source).is_file():
             raise ValueError(f"there is no file {str(source)!r}.")
         name = f"{len(source)} bytes" if isinstance(source, bytes) else repr(str(source))

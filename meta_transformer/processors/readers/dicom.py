@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..base import needs
 from ..image import first_bytes
 
 if TYPE_CHECKING:
@@ -55,11 +56,9 @@ class GreyValues:
 
 def _pydicom() -> Any:
     """Pydicom with the parts that are used here."""
-    try:
+    with needs("pydicom to read DICOM files", "medical"):
         import pydicom
         import pydicom.pixels
-    except ImportError as error:
-        raise ImportError('Reading DICOM files needs pydicom: pip install "meta_transformer[medical]"') from error
     return pydicom
 
 
