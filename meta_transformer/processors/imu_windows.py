@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from .base import needs
 from .readers.arrays import to_array
 from .signals import import_pandas, to_floats
 
@@ -128,10 +129,8 @@ def _polyphase(values: np.ndarray, ratio: Fraction) -> np.ndarray:
     """
     if ratio == 1:
         return values
-    try:
+    with needs("scipy to resample", "imu"):
         from scipy.signal import resample_poly
-    except (ImportError, OSError) as error:
-        raise ImportError('Resampling needs scipy: pip install "meta_transformer[imu]"') from error
     mean = values.mean(axis=0)
     return resample_poly(values - mean, ratio.numerator, ratio.denominator, axis=0, padtype="edge") + mean
 
