@@ -17,7 +17,7 @@ from ...configuration import MetaTransformerConfig
 from ...encoder import MetaTransformerEncoder, fingerprint
 from ...registry import MODALITIES
 
-__all__ = ["QKV", "ForeignCheckpoint", "Source", "features", "one_or_two"]
+__all__ = ["QKV", "ForeignCheckpoint", "Source", "features", "one_or_two", "whole_patches"]
 
 Names = str | tuple[str, ...]
 
@@ -224,3 +224,11 @@ def one_or_two(sizes: int | list[int] | tuple[int, ...]) -> int | list[int]:
         return sizes
     height, width = sizes
     return height if height == width else [height, width]
+
+
+def whole_patches(
+    image_size: int | list[int] | tuple[int, ...], patch_size: int | list[int] | tuple[int, ...]
+) -> int | list[int]:
+    """The part of an image that the sources see: they leave out what is less than a patch at its end."""
+    sizes, patches = ([each] * 2 if isinstance(each, int) else list(each) for each in (image_size, patch_size))
+    return one_or_two([size // patch * patch for size, patch in zip(sizes, patches, strict=True)])

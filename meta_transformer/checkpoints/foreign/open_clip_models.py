@@ -5,7 +5,7 @@ The final norm is applied to all tokens, as for transformers' CLIP.
 
 from typing import Any
 
-from .base import QKV, ForeignCheckpoint, Source, one_or_two
+from .base import QKV, ForeignCheckpoint, Source, one_or_two, whole_patches
 from .files import Location, read_tensors
 from .preprocessing import open_clip_preprocessing
 
@@ -90,7 +90,12 @@ def read_open_clip(location: Location, configuration: dict[str, Any]) -> Foreign
         "layer_scale_init_value": None if layer_scale is None else float(layer_scale),
         "pooling": "mean" if vision.get("pool_type", "tok") == "avg" else "cls",
         "modalities": {
-            "image": {"num_channels": 3, "patch_size": patch_size, "image_size": image_size, "patch_bias": False}
+            "image": {
+                "num_channels": 3,
+                "patch_size": patch_size,
+                "image_size": whole_patches(image_size, patch_size),
+                "patch_bias": False,
+            }
         },
     }
     # Later releases may name the files as transformers does; then there is no config.json of transformers beside them.

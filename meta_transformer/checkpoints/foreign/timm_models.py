@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .base import QKV, ForeignCheckpoint, Source, one_or_two
+from .base import QKV, ForeignCheckpoint, Source, one_or_two, whole_patches
 from .files import Location, read_tensors
 from .preprocessing import timm_preprocessing
 
@@ -118,7 +118,7 @@ def _config(model: Any, name: str) -> dict[str, Any]:
             "image": {
                 "num_channels": patches.proj.in_channels,
                 "patch_size": one_or_two(patches.patch_size),
-                "image_size": one_or_two(patches.img_size),
+                "image_size": whole_patches(patches.img_size, patches.patch_size),
                 "patch_bias": patches.proj.bias is not None,
             }
         },

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING
 
-from .base import ForeignCheckpoint, Source, one_or_two
+from .base import ForeignCheckpoint, Source, one_or_two, whole_patches
 from .files import Location, read_tensors
 from .preprocessing import transformers_preprocessing
 
@@ -160,7 +160,7 @@ def read_transformers(location: Location, configuration: dict[str, Any]) -> Fore
             "image": {
                 "num_channels": theirs.num_channels,
                 "patch_size": one_or_two(theirs.patch_size),
-                "image_size": one_or_two(theirs.image_size),
+                "image_size": whole_patches(theirs.image_size, theirs.patch_size),
                 "patch_bias": source.features["patch_bias"],
             }
         },

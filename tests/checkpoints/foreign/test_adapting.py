@@ -45,6 +45,16 @@ def test_another_size_of_images_or_patches_is_timms_own_resampling(
     torch.testing.assert_close(make.encode(model, pixels), theirs.forward_features(pixels), rtol=0, atol=1e-5)
 
 
+@torch.no_grad()
+def test_what_timm_leaves_out_at_the_end_of_an_image_needs_no_position(make: ModuleType) -> None:
+    theirs = make.timm_model(img_size=(28, 39), patch_size=8)
+    model = MetaTransformerModel.from_pretrained(theirs)
+    assert model.tokenizers["image"].position_grid == (3, 4)
+    pixels = make.images(28, 39)
+    expected = theirs.forward_features(pixels)
+    torch.testing.assert_close(make.encode(model, pixels[:, :, :24, :32]), expected, rtol=0, atol=1e-5)
+
+
 def test_the_sources_patch_bias_cannot_be_left_out(make: ModuleType) -> None:
     with pytest.raises(ValueError, match="options of modality 'image' do not fit the weights: patch_bias is false"):
         MetaTransformerModel.from_pretrained(make.timm_model(), modalities={"image": {"patch_bias": False}})
