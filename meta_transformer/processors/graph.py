@@ -15,6 +15,7 @@ What a processor was not asked for or fitted on is absent.
 
 import warnings
 from collections.abc import Iterator, Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -76,7 +77,7 @@ class GraphProcessor(ModalityProcessor):
     ) -> None:
         if identifiers not in ("laplacian", "orthonormal", "none"):
             raise ValueError(f"identifiers must be 'laplacian', 'orthonormal' or 'none', got {identifiers!r}.")
-        if isinstance(num_identifiers, bool) or not isinstance(num_identifiers, int) or num_identifiers < 1:
+        if isinstance(num_identifiers, bool) or not isinstance(num_identifiers, Integral) or num_identifiers < 1:
             raise ValueError(f"num_identifiers must be an integer of at least 1, got {num_identifiers!r}.")
         for name, value in (("node_attributes", node_attributes), ("edge_attributes", edge_attributes)):
             if isinstance(value, str) or not all(isinstance(each, str) for each in value):
@@ -107,14 +108,13 @@ class GraphProcessor(ModalityProcessor):
         atoms, bonds = ([{"values": list(range(size))} for size in sizes] for sizes in (_ATOM_SIZES, _BOND_SIZES))
         return cls(node_fields=atoms, edge_fields=bonds, **settings)
 
-    def fit(self, samples: Any, **kwargs: Any) -> "GraphProcessor":
+    def fit(self, samples: Any) -> "GraphProcessor":
         """Learn the fields: the values of categories, mean and standard deviation of numbers.
 
         Integers and text are categories, whatever has a fraction or is a boolean is a number.
 
         Args:
             samples: As of `__call__`.
-            kwargs: None.
 
         Returns:
             This processor.
@@ -123,8 +123,6 @@ class GraphProcessor(ModalityProcessor):
             ValueError: As `__call__`, or graphs with different numbers of fields.
             TypeError: As `__call__`.
         """
-        if kwargs:
-            raise TypeError(f"{type(self).__name__}.fit takes no argument {sorted(kwargs)}.")
         graphs = [graph for _, graph in self._decode(samples)]
         node_fields = learn_fields([graph.node_table for graph in graphs], "node features")
         edge_fields = learn_fields([graph.edge_table for graph in graphs], "edge features")
@@ -133,9 +131,7 @@ class GraphProcessor(ModalityProcessor):
             warnings.warn(f"Not used: {unused}. Name what to use in node_attributes and edge_attributes.", stacklevel=2)
         return self
 
-    def __call__(
-        self, samples: Any, *, identifier_seed: int = 0, return_tensors: str | None = "pt", **kwargs: Any
-    ) -> BatchFeature:
+    def __call__(self, samples: Any, *, identifier_seed: int = 0, return_tensors: str | None = "pt") -> BatchFeature:
         """Process one graph or a list of graphs.
 
         Args:
@@ -154,10 +150,8 @@ class GraphProcessor(ModalityProcessor):
         Raises:
             ValueError: No graph, one without node, edges to nodes that are not there, other fields than those of
                 `fit`, NaN or infinity, text that is no SMILES, or a processor that has not been fitted.
-            TypeError: A sample of another type, or an unknown argument.
+            TypeError: A sample of another type.
         """
-        if kwargs:
-            raise TypeError(f"{type(self).__name__} takes no argument {sorted(kwargs)}.")
         if not isinstance(identifier_seed, int) or identifier_seed < 0:
             raise ValueError(f"identifier_seed must be an integer of at least 0, got {identifier_seed!r}.")
         graphs = self._checked(samples)

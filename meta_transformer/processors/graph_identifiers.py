@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from .base import needs
+
 __all__ = ["laplacian_identifiers", "orthonormal_identifiers"]
 
 _DENSE_LIMIT = 256  # nodes of a component above which a sparse solver for a few eigenvectors is faster
@@ -192,9 +194,7 @@ def orthonormal_identifiers(sizes: np.ndarray, k: int, seed: int) -> np.ndarray:
 
 
 def _scipy() -> tuple[Any, Any]:
-    try:
+    with needs("scipy for Laplacian identifiers", "graph"):
         from scipy import sparse
         from scipy.sparse import csgraph
-    except (ImportError, OSError) as error:
-        raise ImportError('Laplacian identifiers need scipy: pip install "meta_transformer[graph]"') from error
     return csgraph, sparse

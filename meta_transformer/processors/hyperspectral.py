@@ -97,7 +97,6 @@ class HyperspectralProcessor(ModalityProcessor):
         input_data_format: DataFormat | None = None,
         variable: str | None = None,
         return_tensors: str | None = "pt",
-        **kwargs: Any,
     ) -> BatchFeature:
         """Process one sample or a list of samples, of any sizes.
 
@@ -119,10 +118,8 @@ class HyperspectralProcessor(ModalityProcessor):
         Raises:
             ValueError: No sample, an unreadable or empty one, NaN, infinity or no data in a band, a band that does not
                 exist, wavelengths that are missing or impossible, a sensor that `fit` has not seen, or no `fit`.
-            TypeError: A sample of another type, or an unknown argument.
+            TypeError: A sample of another type.
         """
-        if kwargs:
-            raise TypeError(f"{type(self).__name__} takes no argument {sorted(kwargs)}.")
         arrays, places = [], []
         for index, stack in enumerate(self._stacks(samples, wavelengths, input_data_format, variable)):
             with errors_at(f"hyperspectral[{index}]"):
@@ -149,7 +146,6 @@ class HyperspectralProcessor(ModalityProcessor):
         wavelengths: Sequence[float] | None = None,
         input_data_format: DataFormat | None = None,
         variable: str | None = None,
-        **kwargs: Any,
     ) -> "HyperspectralProcessor":
         """Learn the statistics of each sensor's bands, and whether samples have wavelengths.
 
@@ -159,7 +155,6 @@ class HyperspectralProcessor(ModalityProcessor):
             wavelengths: As of `__call__`.
             input_data_format: As of `__call__`.
             variable: As of `__call__`.
-            kwargs: None.
 
         Returns:
             This processor.
@@ -168,8 +163,6 @@ class HyperspectralProcessor(ModalityProcessor):
             ValueError: As `__call__`, or a band that has the same value everywhere.
             TypeError: As `__call__`.
         """
-        if kwargs:
-            raise TypeError(f"{type(self).__name__}.fit takes no argument {sorted(kwargs)}.")
         found: list[Moments] = []
         for stack in self._stacks(samples, wavelengths, input_data_format, variable):
             bands = stack.values.shape[-1]

@@ -116,9 +116,7 @@ class PointCloudProcessor(ModalityProcessor):
     def tokenizer_config(self) -> dict[str, Any]:
         return {"num_features": self.num_features}
 
-    def __call__(
-        self, samples: Any, *, seed: int | None = None, return_tensors: str | None = "pt", **kwargs: Any
-    ) -> BatchFeature:
+    def __call__(self, samples: Any, *, seed: int | None = None, return_tensors: str | None = "pt") -> BatchFeature:
         """Process one cloud or a list of clouds, of any sizes.
 
         Args:
@@ -136,10 +134,8 @@ class PointCloudProcessor(ModalityProcessor):
         Raises:
             ValueError: No cloud, no point, an unreadable file, NaN, infinity, values beyond 1e15, or other features
                 than the settings ask for.
-            TypeError: A sample of another type, or an unknown argument.
+            TypeError: A sample of another type.
         """
-        if kwargs:
-            raise TypeError(f"{type(self).__name__} takes no argument {sorted(kwargs)}.")
         if seed is not None:
             _check_integer("seed", seed, 0)
         pairs = list(self._clouds(samples, self.seed if seed is None else seed, standardized=True))
@@ -151,12 +147,11 @@ class PointCloudProcessor(ModalityProcessor):
             data["point_mask"] = mask.numpy()
         return BatchFeature(data, tensor_type=return_tensors)
 
-    def fit(self, samples: Any, **kwargs: Any) -> "PointCloudProcessor":
+    def fit(self, samples: Any) -> "PointCloudProcessor":
         """Learn the mean and standard deviation of each feature over all points; without features, nothing.
 
         Args:
             samples: As of `__call__`; an iterator is consumed cloud by cloud.
-            kwargs: None.
 
         Returns:
             This processor, which then gives features of mean 0 and standard deviation 1. A feature that never changes
@@ -166,8 +161,6 @@ class PointCloudProcessor(ModalityProcessor):
             ValueError: As `__call__`.
             TypeError: As `__call__`.
         """
-        if kwargs:
-            raise TypeError(f"{type(self).__name__}.fit takes no argument {sorted(kwargs)}.")
         count, mean, squares = 0, np.zeros(self.num_features), np.zeros(self.num_features)
         for _, features in self._clouds(samples, self.seed, standardized=False):
             values = features.numpy()

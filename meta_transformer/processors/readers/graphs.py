@@ -15,6 +15,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ..base import needs
 from ..graph_fields import to_table
 from .arrays import to_array
 
@@ -339,14 +340,9 @@ def _attributes(items: list[tuple[Any, dict]], names: Sequence[str], part: str) 
 
 def _from_molecule(molecule: Any) -> Any:
     """A SMILES string or RDKit molecule as `Data`: OGB's 9 fields of an atom and 3 of a bond, hydrogens implicit."""
-    try:
+    with needs("RDKit and torch_geometric for SMILES strings", "chem"):
         from rdkit import Chem, rdBase
-    except (ImportError, OSError) as error:
-        raise ImportError('SMILES strings need RDKit: pip install "meta_transformer[chem]"') from error
-    try:
         from torch_geometric.utils import from_rdmol
-    except (ImportError, OSError) as error:
-        raise ImportError('SMILES strings need torch_geometric: pip install "meta_transformer[chem]"') from error
     if isinstance(molecule, str):
         smiles = molecule
         with rdBase.BlockLogs():  # RDKit prints what is wrong; here it is an error

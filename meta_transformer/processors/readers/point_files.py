@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
+from ..base import needs
 from .arrays import to_array
 
 __all__ = ["RawCloud", "decode", "is_table", "to_unit_range"]
@@ -251,27 +252,21 @@ def _header(line: str) -> list[str]:
 
 
 def _read_ply(stream: Any, suffix: str) -> dict[str, np.ndarray]:
-    try:
+    with needs("plyfile to read PLY files", "point_cloud"):
         from plyfile import PlyData
-    except ImportError as error:
-        raise _missing("plyfile", "PLY") from error
     vertices = PlyData.read(stream)["vertex"].data
     return {name: vertices[name] for name in vertices.dtype.names}
 
 
 def _read_mesh(stream: Any, suffix: str) -> Any:
-    try:
+    with needs("trimesh to read meshes", "point_cloud"):
         import trimesh
-    except ImportError as error:
-        raise _missing("trimesh", "mesh") from error
     return trimesh.load_mesh(stream, file_type=suffix[1:], process=False)
 
 
 def _read_las(stream: Any, suffix: str) -> dict[str, np.ndarray]:
-    try:
+    with needs("laspy to read LAS files", "point_cloud"):
         import laspy
-    except ImportError as error:
-        raise _missing("laspy", "LAS") from error
     try:
         las = laspy.read(stream)
     except laspy.LaspyException as error:
@@ -280,10 +275,6 @@ def _read_las(stream: Any, suffix: str) -> dict[str, np.ndarray]:
         raise
     names = [name for name in las.point_format.dimension_names if name not in ("X", "Y", "Z")]
     return {"points": np.asarray(las.xyz), **{name: np.asarray(las[name]) for name in names}}
-
-
-def _missing(package: str, kind: str) -> ImportError:
-    return ImportError(f'Reading {kind} files needs {package}: pip install "meta_transformer[point_cloud]"')
 
 
 _READERS: dict[str, Callable[[Any, str], Any]] = {
