@@ -1,6 +1,7 @@
 """Processors of every modality."""
 
 import inspect
+from contextlib import nullcontext
 import json
 
 import numpy as np
@@ -59,11 +60,10 @@ def test_refuses_an_unknown_setting(modality_case):
 
 def test_a_fit_that_raises_changes_nothing(modality_case):
     processor = modality_case.processor().processors[modality_case.modality]
-    if type(processor).fit is ModalityProcessor.fit:
-        pytest.skip("nothing to fit")
+    learns = type(processor).fit is not ModalityProcessor.fit
     state, samples = processor.to_dict(), modality_case.samples(8, seed=1)
     rows = samples.to_dict("records") if hasattr(samples, "to_dict") else list(samples)
-    with pytest.raises((ValueError, TypeError)):
+    with pytest.raises((ValueError, TypeError)) if learns else nullcontext():
         processor.fit([*rows, object()], **modality_case.raw)
     assert processor.to_dict() == state
 
