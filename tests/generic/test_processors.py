@@ -1,8 +1,8 @@
 """Processors of every modality."""
 
 import inspect
-from contextlib import nullcontext
 import json
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
