@@ -111,20 +111,18 @@ def _(points: Tensor, mask: Tensor, start: Tensor, count: int) -> Tensor:
 def _nearest_points(centres: Tensor, points: Tensor, mask: Tensor, count: int) -> Tensor:
     """The search of `knn_groups`, for as many centres at a time as give `_PAIRS_AT_ONCE` distances."""
     found = torch.empty(*centres.shape[:2], count, dtype=torch.int64, device=points.device)
-    indices = torch.arange(points.shape[1], device=points.device)
     axes = points.masked_fill(~mask[:, :, None], torch.inf).permute(2, 0, 1).contiguous()
-    rows = max(1, _PAIRS_AT_ONCE // max(1, mask.numel()))
+    rows = min(centres.shape[1], max(1, _PAIRS_AT_ONCE // max(1, mask.numel())))
+    # The bits of floats that are not negative have the order of the floats. With the index below them no two keys are
+    # equal, so that which of two equally near points is taken does not depend on how `topk` goes about it.
+    keys = torch.arange(points.shape[1], device=points.device).repeat(len(points), rows, 1)
     for part, result in zip(centres.split(rows, dim=1), found.split(rows, dim=1), strict=True):
-        distance, second, third = (
-            torch.sub(part[:, :, None, axis], axes[axis, :, None]).square_() for axis in range(3)
-        )
-        distance.add_(second).add_(third)
-        # The bits of floats that are not negative have the order of the floats. With the index below them no two keys
-        # are equal, so that which of two equally near points is taken does not depend on how `topk` goes about it.
-        keys = distance.view(torch.int32).long().bitwise_left_shift_(_INDEX_BITS).bitwise_or_(indices)
-        keys = keys.topk(count, dim=2, largest=False).values
-        group = keys.bitwise_and(2**_INDEX_BITS - 1)
-        result.copy_(torch.where(keys < _INFINITY << _INDEX_BITS, group, group[:, :, :1]))
+        own = keys[:, : part.shape[1]]
+        first, second, third = (torch.sub(part[:, :, None, axis], axes[axis, :, None]).square_() for axis in range(3))
+        torch.add(first.add_(second), third, out=own.view(torch.float32)[..., 1::2])  # the upper halves
+        nearest = own.topk(count, dim=2, largest=False).values
+        group = nearest.bitwise_and(2**_INDEX_BITS - 1)
+        result.copy_(torch.where(nearest < _INFINITY << _INDEX_BITS, group, group[:, :, :1]))
     return found
 
 
