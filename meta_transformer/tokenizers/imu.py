@@ -6,8 +6,8 @@ Leaves: `(batch, tokens, hidden)`, with a mask if there was one.
 OneLLM (Han et al. 2024, section 3.1) makes tokens by one convolution of 10 steps over all channels, of which every
 window is a token; `kernel_sizes=[10], strides=[1]` is that convolution, with norm, bias and padded ends. Different from
 the original beside these: strides, so that a token stands for several steps; layers with a norm and a non-linearity,
-because a frozen trunk leaves it to the tokenizer to tell movements apart; any length, without a step being lost at the
-end.
+because a frozen trunk leaves it to the tokenizer to tell movements apart, each twice as wide as the one before; any
+length, without a step being lost at the end.
 """
 
 from dataclasses import dataclass, field
@@ -70,12 +70,15 @@ class ImuTokenizer(ModalityTokenizer):
 
     def __init__(self, config: ImuTokenizerConfig, hidden_size: int) -> None:
         super().__init__(config, hidden_size)
-        widths = [config.num_channels, *[hidden_size] * len(config.strides)]
+        last = len(config.strides) - 1
+        widths = [max(1, hidden_size >> (last - layer)) for layer in range(last + 1)]
         self.convolutions = nn.ModuleList(
-            nn.Conv1d(width, hidden_size, size, stride=stride)
-            for width, size, stride in zip(widths, config.kernel_sizes, config.strides, strict=False)
+            nn.Conv1d(before, width, size, stride=stride)
+            for before, width, size, stride in zip(
+                [config.num_channels, *widths], widths, config.kernel_sizes, config.strides, strict=False
+            )
         )
-        self.norms = nn.ModuleList(nn.LayerNorm(hidden_size) for _ in config.strides)
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for width in widths)
         self.positions = InterpolatedPositions(config.max_positions, hidden_size)
 
     def forward(self, imu_values: Tensor, imu_mask: Tensor | None = None) -> TokenSequence:
