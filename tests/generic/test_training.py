@@ -139,7 +139,8 @@ def test_trainer_trains_evaluates_predicts_and_reloads(case, tmp_path):
 
 
 def test_trainer_finds_processed_columns_in_the_signature(case, tmp_path):
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     columns = {name: value.tolist() for name, value in case.batch().items()}
     data = datasets.Dataset.from_dict({**columns, "labels": case.labels().tolist(), "comment": ["x"] * 4})
     trainer = Trainer(
@@ -150,7 +151,8 @@ def test_trainer_finds_processed_columns_in_the_signature(case, tmp_path):
 
 
 def test_lora_on_the_frozen_trunk_keeps_its_fingerprint(case):
-    peft = pytest.importorskip("peft")
+    import peft
+
     model = case.model()
     before = model.encoder_fingerprint()
     adapted = peft.get_peft_model(
@@ -164,7 +166,8 @@ def test_lora_on_the_frozen_trunk_keeps_its_fingerprint(case):
 
 
 def test_lora_trains_under_reentrant_activation_checkpointing(case):
-    peft = pytest.importorskip("peft")
+    import peft
+
     model = case.model()
     model.activation_checkpointing_enable({"use_reentrant": True})
     lora = peft.LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False, modules_to_save=["head"])

@@ -83,7 +83,8 @@ def test_all_forms_of_one_file_give_the_same(tmp_path: Path) -> None:
 
 
 def test_a_column_of_datasets_is_taken(tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     (tmp_path / "a.mp4").write_bytes(encode())
     column = datasets.Dataset.from_dict({"video": [str(tmp_path / "a.mp4")] * 2})
     column = column.cast_column("video", datasets.Video(decode=False))
