@@ -1,4 +1,4 @@
-"""What all tests share: no network, and GPU tests only where there is a GPU."""
+"""What all tests share: no network, the same examples in every run, and GPU tests only where there is a GPU."""
 
 import os
 
@@ -8,6 +8,11 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
+from hypothesis import settings
+
+# The same examples in every run, so that a commit is not judged by a draw; HYPOTHESIS_PROFILE=default draws others.
+settings.register_profile("repeatable", derandomize=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
