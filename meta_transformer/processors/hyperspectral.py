@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import BatchFeature
 
 from .band_statistics import Moments, check_sensor, describe_sensor, find_sensors, is_same_sensor
-from .base import ModalityProcessor, errors_at
+from .base import ModalityProcessor, errors_at, several
 from .readers.cubes import Cube, DataFormat, as_cube, check_data_format, check_wavelengths, numbers_of, spectra_of
 
 __all__ = ["HyperspectralProcessor"]
@@ -331,18 +331,8 @@ def _one_by_one(samples: Any) -> Iterator[Any]:
     if array or isinstance(samples, str | bytes | PathLike | Mapping | Cube) or hasattr(samples, "open_memmap"):
         yield samples
         return
-    try:
-        rest = iter(samples)
-    except TypeError:
-        raise TypeError(f"hyperspectral must be a sample or a list of samples, got {type(samples).__name__}.") from None
-    first = next(rest, rest)
-    if first is rest:
-        raise ValueError("hyperspectral is an empty list; give at least one sample.")
-    if isinstance(first, Real):
-        yield [first, *rest]
-        return
-    yield first
-    yield from rest
+    first, cubes = several(samples, "hyperspectral")
+    yield from [list(cubes)] if isinstance(first, Real) else cubes
 
 
 def _pad(arrays: list[np.ndarray]) -> dict[str, np.ndarray]:

@@ -5,7 +5,6 @@ Leaves: `point_coordinates` `(batch, points, 3)`, normalised; `point_features` `
 """
 
 from collections.abc import Iterator, Mapping
-from itertools import chain
 from math import isfinite
 from numbers import Integral, Real
 from os import PathLike
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import BatchFeature
 
-from .base import ModalityProcessor, errors_at, pad_to_longest
+from .base import ModalityProcessor, errors_at, pad_to_longest, several
 from .readers.point_files import RawCloud, decode, is_table, to_unit_range
 
 __all__ = ["PointCloudProcessor"]
@@ -264,17 +263,8 @@ def _one_by_one(samples: Any) -> Iterator[Any]:
     if isinstance(samples, str | PathLike | bytes | Mapping) or mesh_or_table or (array and samples.ndim != 3):
         yield samples
         return
-    try:
-        rest = iter(samples)
-    except TypeError:
-        raise TypeError(f"point_cloud must be a cloud or a list of clouds, got {type(samples).__name__}.") from None
-    first = next(rest, rest)
-    if first is rest:
-        raise ValueError("point_cloud is an empty list; give at least one cloud.")
-    if _is_point(first):
-        yield [first, *rest]
-    else:
-        yield from chain([first], rest)
+    first, clouds = several(samples, "point_cloud")
+    yield from [list(clouds)] if _is_point(first) else clouds
 
 
 def _is_point(value: Any) -> bool:
