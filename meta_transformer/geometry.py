@@ -4,17 +4,20 @@ Everything here gives the same for a cloud alone and in a batch, to the last bit
 and maxima touch the coordinates, and ties go to the point that comes first. Distances are differences of coordinates in
 float32; the expansion `a² + b² - 2ab`, which loses the small distances of points that lie far from the origin, is not
 used. The two searches are operators of their own, `torch.ops.meta_transformer.*`, so that `torch.compile` and
-`torch.export` see one node each, not a loop unrolled.
+`torch.export` see one node each, not a loop unrolled. On the CPU they run in numpy: they are many small operations, and
+torch's threads would wait for each other longer than each of them takes.
 """
 
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 __all__ = ["farthest_point_sampling", "gather_points", "knn_groups"]
 
-_PAIRS_AT_ONCE = 1 << 18  # distances in work at a time, 2 MiB of keys: they stay in the cache
+_PAIRS_AT_ONCE = 1 << 23  # distances in work at a time
+_PAIRS_AT_ONCE_ON_CPU = 1 << 17  # 1 MiB of keys: they stay in the cache
 _INDEX_BITS = 32
 _INFINITY = 0x7F800000  # its bits as a float32
 
@@ -83,8 +86,7 @@ def _clean(points: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     return points.masked_fill(~mask[:, :, None], 0), mask
 
 
-@torch.library.custom_op("meta_transformer::farthest_points", mutates_args=())
-def _farthest_points(points: Tensor, mask: Tensor, start: Tensor, count: int) -> Tensor:
+def _farthest_points_in_torch(points: Tensor, mask: Tensor, start: Tensor, count: int) -> Tensor:
     """The loop of `farthest_point_sampling`, one step for all clouds at once, in buffers that are used again."""
     axes = points.permute(2, 0, 1).contiguous()  # (3, batch, points): each operation runs along memory
     nearest = torch.full_like(axes[0], torch.inf).masked_fill_(~mask, -1)  # to any chosen point, squared
@@ -102,13 +104,37 @@ def _farthest_points(points: Tensor, mask: Tensor, start: Tensor, count: int) ->
     return chosen
 
 
+_farthest_points = torch.library.custom_op(
+    "meta_transformer::farthest_points", _farthest_points_in_torch, mutates_args=()
+)
+
+
+@_farthest_points.register_kernel("cpu")
+def _(points: Tensor, mask: Tensor, start: Tensor, count: int) -> Tensor:
+    axes = points.permute(2, 0, 1).contiguous().numpy()
+    nearest = np.where(mask.numpy(), np.float32(np.inf), np.float32(-1))
+    squares = np.empty_like(axes)
+    distance, second, third = squares
+    chosen = np.empty((len(points), count), np.int64)
+    clouds, last = np.arange(len(points)), start.numpy()
+    with np.errstate(over="ignore", invalid="ignore"):
+        for step in range(count):
+            chosen[:, step] = last
+            np.subtract(axes, axes[:, clouds, last, None], out=squares)
+            np.square(squares, out=squares)
+            np.add(distance, second, out=distance)
+            np.add(distance, third, out=distance)
+            np.minimum(nearest, distance, out=nearest)
+            last = nearest.argmax(axis=1)
+    return torch.from_numpy(chosen)
+
+
 @_farthest_points.register_fake
 def _(points: Tensor, mask: Tensor, start: Tensor, count: int) -> Tensor:
     return start.new_empty(len(points), count)
 
 
-@torch.library.custom_op("meta_transformer::nearest_points", mutates_args=())
-def _nearest_points(centres: Tensor, points: Tensor, mask: Tensor, count: int) -> Tensor:
+def _nearest_points_in_torch(centres: Tensor, points: Tensor, mask: Tensor, count: int) -> Tensor:
     """The search of `knn_groups`, for as many centres at a time as give `_PAIRS_AT_ONCE` distances."""
     found = torch.empty(*centres.shape[:2], count, dtype=torch.int64, device=points.device)
     axes = points.masked_fill(~mask[:, :, None], torch.inf).permute(2, 0, 1).contiguous()
@@ -124,6 +150,32 @@ def _nearest_points(centres: Tensor, points: Tensor, mask: Tensor, count: int) -
         group = nearest.bitwise_and(2**_INDEX_BITS - 1)
         result.copy_(torch.where(nearest < _INFINITY << _INDEX_BITS, group, group[:, :, :1]))
     return found
+
+
+_nearest_points = torch.library.custom_op("meta_transformer::nearest_points", _nearest_points_in_torch, mutates_args=())
+
+
+@_nearest_points.register_kernel("cpu")
+def _(centres: Tensor, points: Tensor, mask: Tensor, count: int) -> Tensor:
+    found = np.empty((*centres.shape[:2], count), np.int64)
+    axes = points.masked_fill(~mask[:, :, None], torch.inf).permute(0, 2, 1).contiguous().numpy()
+    size = points.shape[1]
+    rows = min(centres.shape[1], max(1, _PAIRS_AT_ONCE_ON_CPU // max(1, size)))
+    keys = np.tile(np.arange(size, dtype=np.int64), (rows, 1))
+    squares = np.empty((3, rows, size), np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for cloud, own, result in zip(axes, centres.numpy(), found, strict=True):
+            for begin in range(0, len(own), rows):
+                part = own[begin : begin + rows].T[:, :, None]
+                first, second, third = work = squares[:, : part.shape[1]]
+                np.square(np.subtract(part, cloud[:, None], out=work), out=work)
+                own_keys = keys[: part.shape[1]]
+                np.add(np.add(first, second, out=first), third, out=own_keys.view(np.float32)[:, 1::2])
+                nearest = np.partition(own_keys, count - 1, axis=1)[:, :count]
+                nearest.sort(axis=1)
+                group = nearest & (2**_INDEX_BITS - 1)
+                result[begin : begin + rows] = np.where(nearest < _INFINITY << _INDEX_BITS, group, group[:, :1])
+    return torch.from_numpy(found)
 
 
 @_nearest_points.register_fake

@@ -7,6 +7,7 @@ from scipy.spatial import cKDTree
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from meta_transformer import geometry
 from meta_transformer.geometry import farthest_point_sampling, gather_points, knn_groups
 
 
@@ -137,6 +138,15 @@ def test_of_equally_near_points_the_lower_index_comes_first() -> None:
     assert torch.equal(groups, squares.sort(dim=1, stable=True).indices[:, :12])
 
 
+def test_what_runs_on_accelerators_finds_the_same_as_what_runs_on_the_cpu() -> None:
+    points, mask = padded([*clouds(1, 7, 129), grid(4)], 0.0)
+    start = torch.tensor([0, 6, 100, 3])
+    sampled = geometry._farthest_points_in_torch(points, mask, start, 40)
+    assert torch.equal(sampled, geometry._farthest_points(points, mask, start, 40))
+    groups = geometry._nearest_points_in_torch(points[:, :50], points, mask, 16)
+    assert torch.equal(groups, geometry._nearest_points(points[:, :50].contiguous(), points, mask, 16))
+
+
 @pytest.mark.parametrize("padding", [0.0, float("nan"), float("inf")])
 def test_a_cloud_has_the_same_neighbours_alone_and_padded_with_anything(padding: float) -> None:
     parts = [*clouds(1, 3, 200), grid(4)]
@@ -152,7 +162,7 @@ def test_a_cloud_has_the_same_neighbours_alone_and_padded_with_anything(padding:
 def test_many_pairs_are_searched_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     points, mask = padded(clouds(90, 70))
     whole = knn_groups(points, points, 7, mask)
-    monkeypatch.setattr("meta_transformer.geometry._PAIRS_AT_ONCE", 500)
+    monkeypatch.setattr("meta_transformer.geometry._PAIRS_AT_ONCE_ON_CPU", 500)
     assert torch.equal(knn_groups(points, points, 7, mask), whole)
 
 

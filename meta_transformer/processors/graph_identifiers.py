@@ -4,6 +4,8 @@ Laplacian eigenvectors, of each connected component on its own, or the rows of a
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -95,7 +97,8 @@ def _spectra(edges: np.ndarray, num_nodes: int, k: int) -> Iterator[tuple[np.nda
             laplacian[:, np.arange(size), np.arange(size)] = 1
         row, column = rows[chosen], adjacency.indices[chosen]
         laplacian[slot[labels[row]], place[row], place[column]] = -adjacency.data[chosen]
-        found, basis = np.linalg.eigh(laplacian)
+        with _one_blas_thread():
+            found, basis = np.linalg.eigh(laplacian)
         yield nodes, found, basis
 
 
@@ -191,6 +194,18 @@ def orthonormal_identifiers(sizes: np.ndarray, k: int, seed: int) -> np.ndarray:
         basis = basis * np.sign(np.diag(triangle))  # makes it uniform over all such matrices
         drawn[size] = (basis.T if size <= k else basis * np.sqrt(size / k)).astype(np.float32)
     return np.concatenate([drawn[size] for size in sizes.tolist()])
+
+
+def _one_blas_thread() -> AbstractContextManager[Any]:
+    """For small matrices: several threads wait for each other many times longer than they compute."""
+    return _blas().limit(limits=1)
+
+
+@cache
+def _blas() -> Any:
+    with needs("threadpoolctl for Laplacian identifiers", "graph"):
+        from threadpoolctl import ThreadpoolController
+    return ThreadpoolController().select(user_api="blas")  # looks through all loaded libraries, which takes a while
 
 
 def _scipy() -> tuple[Any, Any]:
