@@ -42,7 +42,12 @@ _register_built_in()
 
 # After the registration: configurations and models look modalities and heads up.
 from .configuration import MetaTransformerConfig  # noqa: E402
-from .modeling import MetaTransformerForClassification, MetaTransformerForTask, MetaTransformerModel  # noqa: E402
+from .modeling import (  # noqa: E402
+    MetaTransformerForClassification,
+    MetaTransformerForRegression,
+    MetaTransformerForTask,
+    MetaTransformerModel,
+)
 from .processing import MetaTransformerProcessor  # noqa: E402
 from .sequence import TokenSequence  # noqa: E402
 
@@ -60,6 +65,7 @@ AutoProcessor.register(MetaTransformerConfig, MetaTransformerProcessor, exist_ok
 __all__ = [
     "MetaTransformerConfig",
     "MetaTransformerForClassification",
+    "MetaTransformerForRegression",
     "MetaTransformerForTask",
     "MetaTransformerModel",
     "MetaTransformerProcessor",

@@ -8,7 +8,7 @@ model class is two lines on top of it.
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -26,12 +26,14 @@ from .configuration import MetaTransformerConfig
 from .encoder import MetaTransformerEncoder, fingerprint
 from .encoder.attention import SelfAttention
 from .encoder.layer import MetaTransformerLayer
+from .heads.metrics import TaskMetrics
 from .registry import HEADS, MODALITIES
 from .sequence import TokenSequence
 from .summary import ParameterSummary
 
 __all__ = [
     "MetaTransformerForClassification",
+    "MetaTransformerForRegression",
     "MetaTransformerForTask",
     "MetaTransformerModel",
     "MetaTransformerOutput",
@@ -282,7 +284,7 @@ class MetaTransformerForTask(MetaTransformerPreTrainedModel):
         super().__init__(config)
         head = HEADS[self.head_name]
         self.model = MetaTransformerModel(config)
-        self.head = head.head_class(config.heads.get(self.head_name) or head.config_class(), config)
+        self.head = head.head_class(config.heads.setdefault(self.head_name, head.config_class()), config)
         self.post_init()
 
     @can_return_tuple
@@ -294,19 +296,37 @@ class MetaTransformerForTask(MetaTransformerPreTrainedModel):
         Args:
             labels: As the head takes them.
             num_items_in_batch: Set by `Trainer` when it accumulates gradients: how many labels the loss is a mean over.
-            inputs: As of `MetaTransformerModel.forward`.
+            inputs: As of `MetaTransformerModel.forward`, and those that the head takes itself.
 
         Returns:
             The head's output: `loss` first, then its predictions.
         """
-        options = _pop_options(inputs)
+        options = {**_pop_options(inputs), "return_dict": True}
+        own = {name: inputs.pop(name) for name in self.head.model_input_names if inputs.get(name) is not None}
+        inputs = {name: value for name, value in inputs.items() if name not in self.head.model_input_names}
+        shown = ["attentions"]
+        if options.get("output_hidden_states", self.config.output_hidden_states):
+            shown.append("hidden_states")
+        if self.head.reads_hidden_states:
+            options["output_hidden_states"] = True
         sequence = self.model.tokenize(**inputs)
-        encoded = self.model.encode(sequence, **{**options, "return_dict": True})
-        output = self.head(sequence.replace_embeddings(encoded.last_hidden_state), labels, num_items_in_batch)
-        for name in ("hidden_states", "attentions"):
+        encoded = self.model.encode(sequence, **options)
+        sequence = replace(
+            sequence, embeddings=encoded.last_hidden_state, hidden_states=tuple(encoded.get("hidden_states") or ())
+        )
+        output = self.head(self.head.read(sequence), labels, num_items_in_batch, **own)
+        for name in shown:
             if encoded.get(name) is not None:
                 output[name] = encoded[name]
         return output
+
+    def metrics(self) -> TaskMetrics:
+        """The task's usual metrics, for `Trainer(compute_metrics=model.metrics())`."""
+        return self.head.metrics()
+
+    def post_process(self, output: ModelOutput, **options: Any) -> list[Any]:
+        """From an output to what users work with, one for each sample; options as of the head's `post_process`."""
+        return self.head.post_process(output, **options)
 
     def get_features(self, **inputs: Any) -> Tensor:
         """As `MetaTransformerModel.get_features`."""
@@ -317,6 +337,12 @@ class MetaTransformerForClassification(MetaTransformerForTask):
     """Single-label or multi-label classification of samples of any modality; see `heads/classification.py`."""
 
     head_name = "classification"
+
+
+class MetaTransformerForRegression(MetaTransformerForTask):
+    """One or several numbers for samples of any modality; see `heads/regression.py`."""
+
+    head_name = "regression"
 
 
 def _pop_options(inputs: dict[str, Any]) -> dict[str, Any]:
@@ -335,7 +361,9 @@ def _advertise_inputs(forward: Callable) -> None:
     first, *others, rest = own.values()
     if rest.kind is not inspect.Parameter.VAR_KEYWORD:
         return  # a subclass that names its inputs itself
-    names = [name for entry in MODALITIES for name in entry.model_input_names if name not in own]
+    names = dict.fromkeys(
+        name for entry in (*MODALITIES, *HEADS) for name in entry.model_input_names if name not in own
+    )
     keyword = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in names]
     positional = [each for each in others if each.kind is not inspect.Parameter.KEYWORD_ONLY]
     others = [each for each in others if each.kind is inspect.Parameter.KEYWORD_ONLY]

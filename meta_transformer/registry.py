@@ -61,6 +61,11 @@ class Head:
         """The head's configuration class."""
         return self.head_class.config_class
 
+    @property
+    def model_input_names(self) -> tuple[str, ...]:
+        """The keyword tensors that the head takes beside labels."""
+        return self.head_class.model_input_names
+
     def is_earlier_version_of(self, other: "Head") -> bool:
         """As of `Modality`."""
         return _same_origin(self.head_class, other.head_class)

@@ -126,12 +126,15 @@ class TokenSequence:
         mask: `(batch, tokens)` boolean, true for real tokens; `None` when nothing is padded.
         layout: Layout of the tokens, set by a tokenizer on the sequence of its one modality.
         segments: Which columns belong to which modality, set by `concatenate`.
+        hidden_states: Of encoded tokens, what enters the first block and what leaves each, `(batch, tokens, hidden)`
+            each; set for heads that read them.
     """
 
     embeddings: Tensor
     mask: Tensor | None = None
     layout: Layout | None = None
     segments: tuple[Segment, ...] = ()
+    hidden_states: tuple[Tensor, ...] = ()
 
     def __len__(self) -> int:
         return self.embeddings.shape[1]

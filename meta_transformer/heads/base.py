@@ -1,16 +1,22 @@
 """What every head is: a module from encoded tokens to a prediction and a loss, with a configuration of its own."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
+import torch
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.utils import ModelOutput
 
-from ..sequence import TokenSequence
+from ..sequence import Layout, Segment, TokenSequence
+from .layers import LayerMixture
+from .metrics import TaskMetrics
 
-__all__ = ["HeadConfig", "TaskHead", "count_labels"]
+__all__ = ["IGNORED", "HeadConfig", "TaskHead", "count_labels", "stack_labels"]
+
+IGNORED = -100  # labels of this value do not count, as in torch and transformers
 
 
 def count_labels(model_config: PreTrainedConfig) -> int:
@@ -18,10 +24,28 @@ def count_labels(model_config: PreTrainedConfig) -> int:
     return len(model_config.id2label or ())
 
 
+def stack_labels(labels: list[Any]) -> Tensor:
+    """One tensor from labels of the same shape, one for each sample."""
+    return torch.stack([torch.as_tensor(label) for label in labels])
+
+
 @strict
 @dataclass(kw_only=True)
 class HeadConfig:
-    """Base of the heads' configurations: a `@strict` dataclass with defaults for every field, stored as JSON."""
+    """Base of the heads' configurations: a `@strict` dataclass with defaults for every field, stored as JSON.
+
+    Attributes:
+        layers: What the head reads: `"last"`, what leaves the trunk, with its final norm; or a learned mixture of
+            layers without it, `"all"`, or those of these numbers, 0 for what enters the first block, -1 for what leaves
+            the last. One number is that layer alone.
+    """
+
+    layers: str | list[int] = "last"
+
+    def validate_layers(self) -> None:
+        """Refuse what names no layer; whether the trunk has it is seen when the head is built."""
+        if self.layers not in ("last", "all") and (isinstance(self.layers, str) or not self.layers):
+            raise ValueError(f"layers must be 'last', 'all' or a list of numbers, got {self.layers!r}.")
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain JSON types."""
@@ -31,7 +55,8 @@ class HeadConfig:
 class TaskHead(nn.Module):
     """Base of the heads.
 
-    A subclass sets `config_class`, builds its modules and defines `forward`.
+    A subclass sets `config_class`, builds its modules and defines `forward`. Heads whose predictions belong to places
+    in the raw sample set `layouts`; those whose labels are not of one shape, `label_collator`.
 
     Args:
         config: The head's own settings.
@@ -40,30 +65,88 @@ class TaskHead(nn.Module):
 
     config_class: ClassVar[type[HeadConfig]] = HeadConfig
 
+    #: Layouts of which the head needs one; none if any sequence will do.
+    layouts: ClassVar[tuple[type[Layout], ...]] = ()
+
+    #: Tensors beside the modalities' own that `forward` takes by name.
+    model_input_names: ClassVar[tuple[str, ...]] = ()
+
     def __init__(self, config: HeadConfig, model_config: PreTrainedConfig) -> None:
         super().__init__()
         self.config = config
+        self.layer_mixture = None
+        if config.layers != "last":
+            self.layer_mixture = LayerMixture(
+                config.layers, model_config.num_hidden_layers, model_config.layer_norm_eps
+            )
 
     def forward(
-        self, sequence: TokenSequence, labels: Tensor | None = None, num_items_in_batch: Tensor | int | None = None
+        self,
+        sequence: TokenSequence,
+        labels: Any = None,
+        num_items_in_batch: Tensor | int | None = None,
+        **inputs: Tensor,
     ) -> ModelOutput:
         """Predict, and compare with labels where there are any.
 
         Args:
-            sequence: Encoded tokens `(batch, tokens, hidden)`, the class token first.
+            sequence: Encoded tokens `(batch, tokens, hidden)`, the class token first; what `layers` asks for.
             labels: The task's labels.
             num_items_in_batch: Number of labels in the whole batch of which this is a part, when gradients are
                 accumulated: the loss is then the sum over this part divided by that number.
+            inputs: Those of `model_input_names` that were given.
 
         Returns:
             An output with `loss` first, `None` without labels.
         """
         raise NotImplementedError(f"{type(self).__name__} defines no forward.")
 
+    @property
+    def reads_hidden_states(self) -> bool:
+        """Whether `sequence.hidden_states` must hold those of all layers."""
+        return self.layer_mixture is not None
+
+    def read(self, sequence: TokenSequence) -> TokenSequence:
+        """The sequence with the embeddings that `layers` asks for; the model calls this in front of `forward`."""
+        if self.layer_mixture is None:
+            return sequence
+        return sequence.replace_embeddings(self.layer_mixture(sequence.hidden_states))
+
+    @classmethod
+    def accepts(cls, layout: Layout | None) -> bool:
+        """Whether the head can predict for tokens of this layout."""
+        return not cls.layouts or isinstance(layout, cls.layouts)
+
+    def segment_of(self, sequence: TokenSequence) -> Segment:
+        """The one segment whose layout the head accepts.
+
+        Raises:
+            ValueError: There is none, or there are several.
+        """
+        found = [segment for segment in sequence.segments if self.accepts(segment.layout)]
+        if len(found) != 1:
+            present = {segment.modality: type(segment.layout).__name__ for segment in sequence.segments}
+            raise ValueError(
+                f"{type(self).__name__} needs exactly one modality with a layout of "
+                f"{[layout.__name__ for layout in self.layouts]}, got {present}."
+            )
+        return found[0]
+
+    def label_collator(self) -> Callable[[list[Any]], Any]:
+        """What makes the `labels` of a batch from those of its samples; it is pickled without the head's weights."""
+        return stack_labels
+
+    def metrics(self) -> "TaskMetrics":
+        """The task's usual metrics, as `Trainer` takes them for `compute_metrics`."""
+        raise NotImplementedError(f"{type(self).__name__} defines no metrics.")
+
+    def post_process(self, output: ModelOutput, **options: Any) -> list[Any]:
+        """From an output of the model to what users work with, one for each sample."""
+        raise NotImplementedError(f"{type(self).__name__} defines no post_process.")
+
     def init_parameters(self, std: float) -> None:
         """Initialise bare parameters and buffers; see `ModalityTokenizer.init_parameters`."""
 
-    @classmethod
-    def dummy_labels(cls, batch_size: int, model_config: PreTrainedConfig) -> Tensor:
-        """Labels that the head accepts for a batch of this size, for tests and dry runs."""
-        raise NotImplementedError(f"{cls.__name__} defines no dummy_labels.")
+    def dummy_labels(self, sequence: TokenSequence) -> list[Any]:
+        """Labels that the head accepts for the samples of a sequence, one for each, for tests and dry runs."""
+        raise NotImplementedError(f"{type(self).__name__} defines no dummy_labels.")

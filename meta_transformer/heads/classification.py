@@ -4,7 +4,7 @@ Arrives: encoded tokens `(batch, tokens, hidden)`. Leaves: logits `(batch, num_l
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from huggingface_hub.dataclasses import strict
@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedConfig
 from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.utils import ModelOutput
 
 from ..sequence import TokenSequence
-from .base import HeadConfig, TaskHead, count_labels
+from .base import IGNORED, HeadConfig, TaskHead, count_labels
+from .metrics import TaskMetrics, torchmetrics
 from .pooling import Pooling, PoolingMode
 
 __all__ = ["ClassificationHead", "ClassificationHeadConfig"]
-
-IGNORED = -100  # single labels of this value do not count, as in torch and transformers
 
 
 @strict
@@ -60,6 +60,7 @@ class ClassificationHead(TaskHead):
     def __init__(self, config: ClassificationHeadConfig, model_config: PreTrainedConfig) -> None:
         super().__init__(config, model_config)
         self.num_labels = count_labels(model_config)
+        self.id2label: dict[Any, str] = {**(model_config.id2label or {})}
         self.problem_type = model_config.problem_type
         if self.problem_type == "regression":
             raise ValueError("problem_type is 'regression', which is not what a classification head solves.")
@@ -104,6 +105,51 @@ class ClassificationHead(TaskHead):
             count = (labels != IGNORED).sum().clamp(min=1)
         return losses.sum() / (count if num_items_in_batch is None else num_items_in_batch)
 
+    def metrics(self) -> TaskMetrics:
+        """Accuracy and macro-averaged F1, of labels or of the classes that are more likely than not."""
+        classification: Any = torchmetrics("classification")
+        if (self.problem_type or "").startswith("multi"):
+            metrics = {
+                "accuracy": classification.MultilabelExactMatch(self.num_labels),
+                "f1": classification.MultilabelF1Score(self.num_labels),
+            }
+            return TaskMetrics(metrics, lambda logits, labels: (logits.sigmoid(), labels.long()))
+        options = {"num_classes": self.num_labels, "ignore_index": IGNORED}
+        metrics = {
+            "accuracy": classification.MulticlassAccuracy(average="micro", **options),
+            "f1": classification.MulticlassF1Score(average="macro", **options),
+        }
+        return TaskMetrics(metrics, self._read_single)
+
+    @staticmethod
+    def _read_single(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        if labels.dim() != 1:
+            raise ValueError(
+                f"metrics of single labels got labels of shape {tuple(labels.shape)}; set config.problem_type to "
+                "'multi_label_classification' before the model is made."
+            )
+        return logits, labels.long()
+
+    def post_process(self, output: ModelOutput, *, top_k: int | None = None) -> list[list[dict[str, Any]]]:
+        """Names and probabilities of the classes.
+
+        Args:
+            output: Of the model.
+            top_k: How many to keep; by default all.
+
+        Returns:
+            For each sample `{"label", "score"}` of the classes, the most likely first, as transformers' pipelines give
+            them. Scores of multi-label problems do not sum to 1.
+        """
+        logits = output["logits"].detach().float()
+        multi_label = (self.problem_type or "").startswith("multi")
+        scores = logits.sigmoid() if multi_label else logits.softmax(dim=-1)
+        values, classes = scores.sort(dim=-1, descending=True, stable=True)
+        return [
+            [{"label": self.id2label[each], "score": score} for each, score in zip(*row, strict=True)][:top_k]
+            for row in zip(classes.tolist(), values.tolist(), strict=True)
+        ]
+
     def _check(self, logits: Tensor, labels: Tensor, multi_label: bool) -> None:
         expected = tuple(logits.shape) if multi_label else (logits.shape[0],)
         if tuple(labels.shape) != expected:
@@ -119,8 +165,8 @@ class ClassificationHead(TaskHead):
             remedy = "Give zeros and ones." if multi_label else "Set id2label to all classes, or num_labels."
             raise ValueError(f"labels must lie in {low}..{high}, got {labels[wrong][0].item()}. {remedy}")
 
-    @classmethod
-    def dummy_labels(cls, batch_size: int, model_config: PreTrainedConfig) -> Tensor:
-        if model_config.problem_type == "multi_label_classification":
-            return (torch.arange(batch_size * count_labels(model_config)) % 2).view(batch_size, -1).float()
-        return torch.arange(batch_size) % count_labels(model_config)
+    def dummy_labels(self, sequence: TokenSequence) -> list[Any]:
+        numbers = torch.arange(len(sequence.embeddings))
+        if self.problem_type == "multi_label_classification":
+            return list(((numbers[:, None] + torch.arange(self.num_labels)) % 2).float())
+        return (numbers % self.num_labels).tolist()

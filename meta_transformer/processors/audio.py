@@ -23,7 +23,8 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import BatchFeature
 
-from .base import ModalityProcessor, errors_at, needs, pad_to_longest, several
+from ..extras import needs
+from .base import ModalityProcessor, errors_at, pad_to_longest, several
 from .readers.arrays import to_array
 
 __all__ = ["AudioProcessor"]

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature, FeatureExtractionMixin
 
-__all__ = ["ModalityProcessor", "errors_at", "needs", "pad_to_longest", "several"]
+__all__ = ["ModalityProcessor", "errors_at", "pad_to_longest", "several"]
 
 
 @contextmanager
@@ -28,20 +28,6 @@ def errors_at(place: str) -> Generator[None]:
         raise TypeError(f"{place}: {error}") from error
     except (ValueError, OSError) as error:
         raise ValueError(f"{place}: {error}") from error
-
-
-@contextmanager
-def needs(package: str, extra: str) -> Generator[None]:
-    """Name the extra that brings a package, where its import fails, with `ImportError`.
-
-    Args:
-        package: Its name, and what it is needed for, such as `"soundfile to read audio files"`.
-        extra: Of this package.
-    """
-    try:
-        yield
-    except (ImportError, OSError) as error:  # OSError: the package is there, but its libraries are not, or do not fit
-        raise ImportError(f'This needs {package}: pip install "meta_transformer[{extra}]"') from error
 
 
 def several(samples: Any, word: str) -> tuple[Any, Iterator[Any]]:

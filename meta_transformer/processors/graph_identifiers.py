@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .base import needs
+from ..extras import needs
 
 __all__ = ["laplacian_identifiers", "orthonormal_identifiers"]
 

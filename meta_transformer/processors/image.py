@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import BatchFeature
 
-from .base import ModalityProcessor, errors_at, needs, several
+from ..extras import needs
+from .base import ModalityProcessor, errors_at, several
 from .readers.arrays import to_array
 
 __all__ = ["DataFormat", "ImageProcessor", "check_range", "file_of", "first_bytes"]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from .base import needs
+from ..extras import needs
 from .readers.arrays import to_array
 from .signals import import_pandas, to_floats
 

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from .base import needs, several
+from ..extras import needs
+from .base import several
 from .readers.arrays import to_array
 
 __all__ = [

@@ -14,7 +14,8 @@ import numpy as np
 from torch import Tensor
 from transformers import BatchFeature
 
-from .base import ModalityProcessor, needs
+from ..extras import needs
+from .base import ModalityProcessor
 from .readers.arrays import to_array
 
 if TYPE_CHECKING:

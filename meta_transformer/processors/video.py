@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 from transformers import BatchFeature
 
-from .base import errors_at, needs, several
+from ..extras import needs
+from .base import errors_at, several
 from .image import DataFormat, ImageProcessor
 from .readers.video_files import Timeline
 

@@ -1,13 +1,13 @@
 """The data collator: raw samples of any modality to a batch of tensors."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from torch import Tensor
-
+from ..heads.base import stack_labels
+from ..modeling import MetaTransformerForTask
 from ..processing import MetaTransformerProcessor
+from ..registry import HEADS
 
 __all__ = ["DataCollatorForMetaTransformer"]
 
@@ -23,19 +23,23 @@ class DataCollatorForMetaTransformer:
     Attributes:
         processor: What turns raw samples into tensors.
         processor_kwargs: Arguments of the processor's call, such as `{"sampling_rate": 16_000}`.
+        collate_labels: What makes the labels of a batch from a list of labels: `model.head.label_collator()`. By
+            default they are stacked, which is right for labels of one shape.
     """
 
     processor: MetaTransformerProcessor
     processor_kwargs: dict[str, Any] = field(default_factory=dict)
+    collate_labels: Callable[[list[Any]], Any] = stack_labels
 
-    def __call__(self, samples: list[Mapping[str, Any]]) -> dict[str, Tensor]:
+    def __call__(self, samples: list[Mapping[str, Any]]) -> dict[str, Any]:
         """Make a batch.
 
         Args:
             samples: Each a raw sample by modality, with its label under `labels`, `label` or `label_ids` if it has one.
 
         Returns:
-            Model inputs, and `labels`.
+            Model inputs, and `labels`. What heads take beside labels, such as `future_time_features`, goes along under
+            its own name.
 
         Raises:
             ValueError: No sample, samples that hold different modalities, or none that the processor knows.
@@ -56,16 +60,26 @@ class DataCollatorForMetaTransformer:
         batch = dict(self.processor(**raw, **self.processor_kwargs))
         for name in _LABEL_NAMES:
             if name in samples[0]:
-                batch["labels"] = _stack_labels(name, samples)
+                batch["labels"] = _collate(name, samples, self.collate_labels)
+        for name in (name for head in HEADS for name in head.model_input_names if name in samples[0]):
+            batch[name] = _collate(name, samples, stack_labels)
         return batch
 
+    @classmethod
+    def for_model(
+        cls, model: MetaTransformerForTask, processor: MetaTransformerProcessor, **processor_kwargs: Any
+    ) -> "DataCollatorForMetaTransformer":
+        """A collator that makes labels as the model's head takes them; arguments as of the class."""
+        return cls(processor, processor_kwargs, model.head.label_collator())
 
-def _stack_labels(name: str, samples: list[Mapping[str, Any]]) -> Tensor:
+
+def _collate(name: str, samples: list[Mapping[str, Any]], collate: Callable[[list[Any]], Any]) -> Any:
     try:
-        return torch.stack([torch.as_tensor(sample[name]) for sample in samples])
+        return collate([sample[name] for sample in samples])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        values = [sample.get(name) for sample in samples[:3]]
+        values = str([sample.get(name) for sample in samples[:3]])
         raise ValueError(
-            f"The labels under {name!r}, {values} and so on, make no tensor ({error}). Give every sample a number, or "
-            "numbers of the same shape; turn class names into numbers with config.label2id."
+            f"What stands under {name!r}, {values[:200]} and so on, makes no batch ({error}). Give every sample a "
+            "number, or numbers of the same shape, or what the task takes, with DataCollatorForMetaTransformer."
+            "for_model; turn class names into numbers with config.label2id."
         ) from error

@@ -8,8 +8,6 @@ import torch
 from torch.testing import assert_close
 from transformers import Trainer, TrainingArguments
 
-from meta_transformer.training import DataCollatorForMetaTransformer
-
 
 def gradients(model, case, batch=None, labels=None):
     model.train()
@@ -78,9 +76,7 @@ def test_activation_checkpointing_recomputes_and_changes_no_gradient(case, froze
 
 def test_accumulated_gradients_equal_those_of_the_big_batch(case, tmp_path):
     """One step of SGD by `Trainer`: a batch of 4, and 4 accumulated batches of 1."""
-    processor, samples, labels = case.processor(), case.samples(), case.labels()
-    rows = samples.to_dict("records") if hasattr(samples, "to_dict") else list(samples)
-    data = [{case.modality: row, "labels": label.tolist()} for row, label in zip(rows, labels, strict=True)]
+    data, collator = case.data(), case.collator()
     start = case.model()
     ends = []
     for batch_size in (4, 1):
@@ -100,7 +96,6 @@ def test_accumulated_gradients_equal_those_of_the_big_batch(case, tmp_path):
             use_cpu=True,
             disable_tqdm=True,
         )
-        collator = DataCollatorForMetaTransformer(processor, case.raw)
         Trainer(model, arguments, train_dataset=data, data_collator=collator).train()
         ends.append(dict(model.named_parameters()))
     moved = 0.0
@@ -111,10 +106,7 @@ def test_accumulated_gradients_equal_those_of_the_big_batch(case, tmp_path):
 
 
 def test_trainer_trains_evaluates_predicts_and_reloads(case, tmp_path):
-    samples, labels = case.samples(8), case.labels(8)
-    rows = samples.to_dict("records") if hasattr(samples, "to_dict") else list(samples)
-    data = [{case.modality: row, "labels": label.tolist()} for row, label in zip(rows, labels, strict=True)]
-    model = case.model()
+    data, model = case.data(8), case.model()
     before = model.encoder_fingerprint()
     arguments = TrainingArguments(
         tmp_path,
@@ -126,10 +118,17 @@ def test_trainer_trains_evaluates_predicts_and_reloads(case, tmp_path):
         use_cpu=True,
         disable_tqdm=True,
     )
-    collator = DataCollatorForMetaTransformer(case.processor(), case.raw)
-    trainer = Trainer(model, arguments, train_dataset=data, eval_dataset=data, data_collator=collator)
+    collator = case.collator()
+    trainer = Trainer(
+        model,
+        arguments,
+        train_dataset=data,
+        eval_dataset=data,
+        data_collator=collator,
+        compute_metrics=model.metrics(),
+    )
     trainer.train()
-    assert "eval_loss" in trainer.evaluate()
+    assert {"eval_loss", *(f"eval_{name}" for name in model.metrics().metrics)} <= set(trainer.evaluate())
     prediction = trainer.predict(data)
     assert len(prediction.label_ids) == 8
     loaded = case.model_class.from_pretrained(tmp_path / "checkpoint-2")

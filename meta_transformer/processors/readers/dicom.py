@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..base import needs
+from ...extras import needs
 from ..image import first_bytes
 
 if TYPE_CHECKING:

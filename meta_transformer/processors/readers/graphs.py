@@ -15,7 +15,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..base import needs
+from ...extras import needs
 from ..graph_fields import to_table
 from .arrays import to_array
 

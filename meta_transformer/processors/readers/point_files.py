@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from ..base import needs
+from ...extras import needs
 from .arrays import to_array
 
 __all__ = ["RawCloud", "decode", "is_table", "to_unit_range"]
