@@ -44,62 +44,70 @@ def laplacian_identifiers(edges: np.ndarray, num_nodes: int, k: int) -> tuple[np
           any rotation of them would do as well. 0 beyond the size of the component, and for an eigenspace that is cut,
           of which more than `k` vectors would be needed.
     """
-    vectors = np.zeros((num_nodes, k), np.float32)
-    values = np.zeros((num_nodes, k), np.float32)
-    spaces = np.zeros((num_nodes, k), np.int64)
-    for nodes, own_values, own_vectors in _spectra(edges, num_nodes, k):
-        size = nodes.shape[1]
-        kept = min(k, size)
-        own_spaces = _eigenspaces(own_values, kept)
-        own_vectors = _fix_signs(own_vectors[:, :, :kept] * np.sqrt(size))
-        vectors[nodes, :kept] = own_vectors
-        values[nodes, :kept] = own_values[:, None, :kept].clip(0, 2)
-        spaces[nodes, :kept] = own_spaces[:, None]
-    return vectors, values, spaces
+    adjacency, labels = _components(edges, num_nodes)
+    order = np.argsort(labels, kind="stable")  # one component after the other
+    sizes = np.bincount(labels)
+    values = np.full((len(sizes), k + 1), np.inf)
+    vectors = np.zeros((num_nodes, k))
+    with _one_blas_thread():
+        for components, nodes, own_values, own_vectors in _spectra(adjacency, labels, order, sizes, k):
+            size = nodes.shape[1]
+            values[components, :size] = own_values[:, : k + 1]
+            vectors[nodes, :size] = own_vectors[:, :, :k] * np.sqrt(size)
+    vectors[order] = _fix_signs(vectors[order], sizes)
+    spaces = _eigenspaces(values)
+    return (
+        vectors.astype(np.float32),
+        np.where(np.isfinite(values[:, :k]), values[:, :k].clip(0, 2), 0).astype(np.float32)[labels],
+        spaces[labels],
+    )
 
 
-def _spectra(edges: np.ndarray, num_nodes: int, k: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Components of one size at a time.
-
-    Yields:
-        Nodes `(components, size)`, rising eigenvalues `(components, found)`, of which there are at least `k + 1` or
-        `size`, and unit eigenvectors `(components, size, found)`.
-    """
+def _components(edges: np.ndarray, num_nodes: int) -> tuple[Any, np.ndarray]:
+    """`D**-1/2 A D**-1/2` as a sparse matrix, and the number of each node's component."""
     csgraph, sparse = _scipy()
     edges = edges[edges[:, 0] != edges[:, 1]]
     source, target = np.concatenate([edges, edges[:, ::-1]]).T
     adjacency = sparse.csr_array((np.ones(len(source)), (source, target)), shape=(num_nodes, num_nodes))
     adjacency.sum_duplicates()
-    count, labels = csgraph.connected_components(adjacency, directed=False)
     degrees = np.diff(adjacency.indptr)
     rows = np.repeat(np.arange(num_nodes), degrees)
     adjacency.data = (degrees[rows] * degrees[adjacency.indices]) ** -0.5
+    return adjacency, csgraph.connected_components(adjacency, directed=False)[1]
 
-    sizes = np.bincount(labels, minlength=count)
-    order = np.argsort(labels, kind="stable")
+
+def _spectra(
+    adjacency: Any, labels: np.ndarray, order: np.ndarray, sizes: np.ndarray, k: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+    """Components of one size at a time.
+
+    Yields:
+        Numbers of the components, their nodes `(components, size)`, rising eigenvalues `(components, found)`, of which
+        there are at least `k + 1` or `size`, and unit eigenvectors `(components, size, found)`.
+    """
+    num_nodes = len(labels)
+    rows = np.repeat(np.arange(num_nodes), np.diff(adjacency.indptr))
     starts = sizes.cumsum() - sizes
     place = np.empty(num_nodes, np.int64)  # of a node in its component
     place[order] = np.arange(num_nodes) - np.repeat(starts, sizes)
     entry_sizes = sizes[labels[rows]]
+    slot = np.zeros(len(sizes), np.int64)
     for size in np.unique(sizes):
         components = np.flatnonzero(sizes == size)
         nodes = order[starts[components][:, None] + np.arange(size)]
         if size > max(_DENSE_LIMIT, 4 * k):
-            for own in nodes:
+            for component, own in zip(components, nodes, strict=True):
                 found, basis = _sparse_spectrum(adjacency[own][:, own], k + 1)
-                yield own[None], found[None], basis[None]
+                yield np.array([component]), own[None], found[None], basis[None]
             continue
         chosen = np.flatnonzero(entry_sizes == size)
-        slot = np.zeros(count, np.int64)
         slot[components] = np.arange(len(components))
         laplacian = np.zeros((len(components), size, size))
         if size > 1:  # a lone node has the Laplacian 0
             laplacian[:, np.arange(size), np.arange(size)] = 1
         row, column = rows[chosen], adjacency.indices[chosen]
         laplacian[slot[labels[row]], place[row], place[column]] = -adjacency.data[chosen]
-        with _one_blas_thread():
-            found, basis = np.linalg.eigh(laplacian)
-        yield nodes, found, basis
+        yield components, nodes, *np.linalg.eigh(laplacian)
 
 
 def _sparse_spectrum(weights: Any, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -157,22 +165,25 @@ def _largest(
         wanted = min(k, 3)
 
 
-def _eigenspaces(values: np.ndarray, kept: int) -> np.ndarray:
-    """Numbers `(components, kept)` of the eigenspaces of rising eigenvalues `(components, found)`; 0 if cut."""
-    steps = np.diff(values, axis=1) > _SAME
+def _eigenspaces(values: np.ndarray) -> np.ndarray:
+    """Numbers `(components, k)` of the eigenspaces of rising eigenvalues `(components, k + 1)`, infinite where none is.
+
+    0 for those, and for a space that is cut.
+    """
+    present = np.isfinite(values)
+    steps = np.diff(np.where(present, values, 3), axis=1) > _SAME
     numbers = np.cumsum(np.concatenate([np.ones((len(values), 1), bool), steps], axis=1), axis=1)
-    if values.shape[1] > kept:
-        numbers = np.where(numbers[:, :kept] == numbers[:, kept : kept + 1], 0, numbers[:, :kept])
-    return numbers[:, :kept]
+    return np.where((numbers == numbers[:, -1:]) | ~present, 0, numbers)[:, :-1]
 
 
-def _fix_signs(vectors: np.ndarray) -> np.ndarray:
-    """Vectors `(components, size, kept)` of mean square 1, each with the sign of the description above."""
-    moments = (vectors**3).mean(axis=1)
-    first = (np.abs(vectors) > _SIGN_MARGIN).argmax(axis=1)
-    leading = np.take_along_axis(vectors, first[:, None], axis=1)[:, 0]
+def _fix_signs(vectors: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Vectors `(nodes, k)` of mean square 1 over components of these sizes, with the signs of the description above."""
+    starts = sizes.cumsum() - sizes
+    moments = np.add.reduceat(vectors * vectors * vectors, starts) / sizes[:, None]
+    places = np.where(np.abs(vectors) > _SIGN_MARGIN, np.arange(len(vectors))[:, None], len(vectors) - 1)
+    leading = np.take_along_axis(vectors, np.minimum.reduceat(places, starts), axis=0)
     deciding = np.where(np.abs(moments) > _SIGN_MARGIN, moments, leading)
-    return vectors * np.where(deciding < 0, -1.0, 1.0)[:, None]
+    return vectors * np.repeat(np.where(deciding < 0, -1.0, 1.0), sizes, axis=0)
 
 
 def orthonormal_identifiers(sizes: np.ndarray, k: int, seed: int) -> np.ndarray:
