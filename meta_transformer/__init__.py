@@ -44,6 +44,7 @@ _register_built_in()
 from .configuration import MetaTransformerConfig  # noqa: E402
 from .modeling import (  # noqa: E402
     MetaTransformerForClassification,
+    MetaTransformerForForecasting,
     MetaTransformerForRegression,
     MetaTransformerForTask,
     MetaTransformerModel,
@@ -65,6 +66,7 @@ AutoProcessor.register(MetaTransformerConfig, MetaTransformerProcessor, exist_ok
 __all__ = [
     "MetaTransformerConfig",
     "MetaTransformerForClassification",
+    "MetaTransformerForForecasting",
     "MetaTransformerForRegression",
     "MetaTransformerForTask",
     "MetaTransformerModel",

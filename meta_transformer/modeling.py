@@ -33,6 +33,7 @@ from .summary import ParameterSummary
 
 __all__ = [
     "MetaTransformerForClassification",
+    "MetaTransformerForForecasting",
     "MetaTransformerForRegression",
     "MetaTransformerForTask",
     "MetaTransformerModel",
@@ -337,6 +338,12 @@ class MetaTransformerForClassification(MetaTransformerForTask):
     """Single-label or multi-label classification of samples of any modality; see `heads/classification.py`."""
 
     head_name = "classification"
+
+
+class MetaTransformerForForecasting(MetaTransformerForTask):
+    """What follows in a time series, or what is missing in it; see `heads/forecasting.py`."""
+
+    head_name = "forecasting"
 
 
 class MetaTransformerForRegression(MetaTransformerForTask):

@@ -45,10 +45,16 @@ class SeriesLayout(GridLayout):
     Attributes:
         loc: `(batch, channels)`, what was subtracted from each channel, in float32.
         scale: `(batch, channels)`, what it was divided by then: `prediction * scale + loc` undoes it.
+        values: `(batch, steps, channels)`, what came out, 0 where nothing was observed, in float32.
+        observed: `(batch, steps, channels)` boolean, true where a value was observed.
+        lengths: `(batch,)`, steps of each series without padding.
     """
 
     loc: Tensor = field(compare=False)
     scale: Tensor = field(compare=False)
+    values: Tensor = field(compare=False)
+    observed: Tensor = field(compare=False)
+    lengths: Tensor = field(compare=False)
 
 
 @dataclass(frozen=True, eq=False)  # as SeriesLayout

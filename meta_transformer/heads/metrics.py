@@ -12,7 +12,7 @@ from ..extras import needs
 if TYPE_CHECKING:  # it brings in peft
     from transformers import EvalPrediction
 
-__all__ = ["TaskMetrics", "torchmetrics"]
+__all__ = ["TaskMetrics", "mean_of", "torchmetrics"]
 
 
 class TaskMetrics:
@@ -21,12 +21,15 @@ class TaskMetrics:
     With `TrainingArguments(batch_eval_metrics=True)` no predictions are kept, which is what maps and boxes ask for.
 
     Args:
-        metrics: The metrics by name.
+        metrics: Metrics of torchmetrics by name, or something that has the methods of a `MetricCollection`.
         read: From the predictions and labels of an `EvalPrediction`, as tensors, to the arguments of `update`.
     """
 
-    def __init__(self, metrics: dict[str, Any], read: Callable[[Any, Any], tuple[Any, ...]]) -> None:
-        self.metrics, self.read = torchmetrics("collections").MetricCollection(metrics), read
+    def __init__(self, metrics: Any, read: Callable[[Any, Any], tuple[Any, ...]]) -> None:
+        # No groups: two means that are equal over the first batch would count as one ever after.
+        if isinstance(metrics, dict):
+            metrics = torchmetrics("collections").MetricCollection(metrics, compute_groups=False)
+        self.metrics, self.read = metrics, read
 
     def __call__(self, prediction: "EvalPrediction", compute_result: bool = True) -> dict[str, float]:
         """Take predictions in.
@@ -51,6 +54,16 @@ def torchmetrics(name: str) -> Any:
     """A module of torchmetrics, such as `"classification"`."""
     with needs("torchmetrics for metrics", "metrics"):
         return import_module(f"torchmetrics.{name}")
+
+
+def mean_of(function: Callable[..., Tensor]) -> Any:
+    """A metric: the mean over all elements of a function of predictions and labels."""
+
+    class MeanOf(torchmetrics("aggregation").MeanMetric):
+        def update(self, *arguments: Any) -> None:
+            super().update(function(*arguments))
+
+    return MeanOf()
 
 
 def _tensors(values: Any) -> Any:

@@ -178,7 +178,19 @@ class TimeSeriesTokenizer(ModalityTokenizer):
             mask = first_places([own], [size]).expand(len(tokens), -1)
             if self.independent:
                 mask = (mask[:, None] & observed.any(dim=1)[:, :, None]).flatten(1)
-        return TokenSequence(tokens.flatten(1, -2), mask, self._layout(tuple(tokens.shape[1:-1]), loc, scale))
+        # A token of the convolution stands for the one step in its middle.
+        length, channel = self.patch_length - 2 * self.front, (1,) if self.independent else ()
+        layout = SeriesLayout(
+            shape=tuple(tokens.shape[1:-1]),
+            patch_size=(*channel, length),
+            stride=(*channel, self.stride),
+            loc=loc,
+            scale=scale,
+            values=values,
+            observed=observed,
+            lengths=lengths.expand(tokens.shape[0]),  # not len, which a graph would fix
+        )
+        return TokenSequence(tokens.flatten(1, -2), mask, layout)
 
     def _patches(self, signal: Tensor, fill: float) -> Tensor:
         """Patches `(batch, patches, channels, patch_length)` of `(batch, steps, channels)`, `fill` past both ends."""
@@ -199,11 +211,6 @@ class TimeSeriesTokenizer(ModalityTokenizer):
         if real is not None:
             features = features.masked_fill(~real[:, :, None], 0)
         return features if self.front else self._patches(features, 0.0).flatten(2)
-
-    def _layout(self, shape: tuple[int, ...], loc: Tensor, scale: Tensor) -> SeriesLayout:
-        # A token of the convolution stands for the one step in its middle.
-        length, channel = self.patch_length - 2 * self.front, (1,) if self.independent else ()
-        return SeriesLayout(shape, (*channel, length), (*channel, self.stride), loc, scale)
 
     def _check(self, values: Tensor, observed: Tensor | None, features: Tensor | None) -> None:
         shape, channels = tuple(values.shape), self.config.num_channels

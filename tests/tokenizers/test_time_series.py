@@ -142,6 +142,11 @@ def test_a_series_has_the_same_tokens_alone_and_padded_with_anything(form: str, 
         expected = alone.embeddings[0] if alone.mask is None else alone.embeddings[0][alone.mask[0]]
         torch.testing.assert_close(tokens[mask], expected, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(sequence.layout.loc[index], alone.layout.loc[0])
+        steps = int(sequence.layout.lengths[index])
+        assert steps == alone.layout.lengths[0] == batch["past_mask"][index].sum()
+        torch.testing.assert_close(sequence.layout.values[index, :steps], alone.layout.values[0])
+        assert torch.equal(sequence.layout.observed[index, :steps], alone.layout.observed[0])
+        assert not sequence.layout.observed[index, steps:].any()
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -212,6 +217,8 @@ def test_shape_survives_any_scale_and_the_layout_undoes_it(scale: float) -> None
     torch.testing.assert_close(found.embeddings, expected.embeddings, atol=1e-4, rtol=0)
     torch.testing.assert_close(found.layout.loc, expected.layout.loc * scale, rtol=1e-5, atol=0)
     torch.testing.assert_close(found.layout.scale, expected.layout.scale * scale, rtol=1e-4, atol=0)
+    undone = found.layout.values * found.layout.scale[:, None] + found.layout.loc[:, None]
+    torch.testing.assert_close(undone, values * scale, rtol=1e-5, atol=1e-5 * scale)
 
 
 @torch.no_grad()
