@@ -47,6 +47,7 @@ from .modeling import (  # noqa: E402
     MetaTransformerForForecasting,
     MetaTransformerForRegression,
     MetaTransformerForTask,
+    MetaTransformerForTokenClassification,
     MetaTransformerModel,
 )
 from .processing import MetaTransformerProcessor  # noqa: E402
@@ -69,6 +70,7 @@ __all__ = [
     "MetaTransformerForForecasting",
     "MetaTransformerForRegression",
     "MetaTransformerForTask",
+    "MetaTransformerForTokenClassification",
     "MetaTransformerModel",
     "MetaTransformerProcessor",
     "TokenSequence",

@@ -36,6 +36,7 @@ __all__ = [
     "MetaTransformerForForecasting",
     "MetaTransformerForRegression",
     "MetaTransformerForTask",
+    "MetaTransformerForTokenClassification",
     "MetaTransformerModel",
     "MetaTransformerOutput",
     "MetaTransformerPreTrainedModel",
@@ -350,6 +351,12 @@ class MetaTransformerForRegression(MetaTransformerForTask):
     """One or several numbers for samples of any modality; see `heads/regression.py`."""
 
     head_name = "regression"
+
+
+class MetaTransformerForTokenClassification(MetaTransformerForTask):
+    """A class for each node, point, id or step of a sample; see `heads/token_classification.py`."""
+
+    head_name = "token_classification"
 
 
 def _pop_options(inputs: dict[str, Any]) -> dict[str, Any]:

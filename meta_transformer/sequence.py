@@ -14,6 +14,7 @@ __all__ = [
     "PointStage",
     "Segment",
     "SeriesLayout",
+    "StepLayout",
     "TokenSequence",
 ]
 
@@ -57,6 +58,21 @@ class SeriesLayout(GridLayout):
     lengths: Tensor = field(compare=False)
 
 
+@dataclass(frozen=True)
+class StepLayout(GridLayout):
+    """Tokens `(tokens,)` of a sequence, and the steps of it, such as the ids of a text, that each stands for.
+
+    Attributes:
+        first: The step at which the first token begins, negative if that lies in front of the sequence.
+        steps: Steps of the padded batch.
+        lengths: `(batch,)`, steps of each sample without padding.
+    """
+
+    first: int
+    steps: int
+    lengths: Tensor = field(compare=False)
+
+
 @dataclass(frozen=True, eq=False)  # as SeriesLayout
 class PointStage:
     """Groups of neighbouring points, each of which becomes one token or one point of the next stage.
@@ -82,11 +98,13 @@ class PointLayout(Layout):
         points: `(batch, points, 3)`, the raw points, in float32.
         mask: `(batch, points)` boolean, true for real points; `None` when nothing is padded.
         stages: From the raw points on; the groups of the last one are the tokens.
+        features: `(batch, points, channels)`, what is known of the raw points beside their place; `None` if nothing.
     """
 
     points: Tensor
     mask: Tensor | None
     stages: tuple[PointStage, ...]
+    features: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -106,11 +124,13 @@ class GraphLayout(Layout):
         graph_tokens: Learned tokens in front.
         nodes: Nodes of the largest graph.
         edges: Edges of the largest graph.
+        seed: `(batch,)`, the node that a graph was sampled around; `None` where none is marked.
     """
 
     graph_tokens: int
     nodes: int
     edges: int
+    seed: Tensor | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,14 @@ class TokenizerConfig:
         """The fields as plain JSON types."""
         return asdict(self)
 
+    def skip_widths(self, hidden_size: int) -> list[int]:
+        """Channels of what a layout keeps beside the tokens for dense heads, from the raw sample on; none by default.
+
+        Args:
+            hidden_size: Width of the tokens.
+        """
+        return []
+
 
 class ModalityTokenizer(nn.Module):
     """Base of the tokenizers.

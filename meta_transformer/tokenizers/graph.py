@@ -226,7 +226,7 @@ class GraphTokenizer(ModalityTokenizer):
             node_tokens = node_tokens + torch.where(marked[..., None], self.seed, 0)
         if not self.config.edge_tokens:
             node_tokens = node_tokens + _mean_at_nodes(edge_tokens, ends, edge_mask, num_nodes)
-        return self._assemble(node_tokens, edge_tokens, node_mask, edge_mask)
+        return self._assemble(node_tokens, edge_tokens, node_mask, edge_mask, seed_node)
 
     def _identify(
         self, vectors: Tensor, values: Tensor | None, spaces: Tensor | None, ends: Tensor, mask: Tensor | None
@@ -254,7 +254,7 @@ class GraphTokenizer(ModalityTokenizer):
         return linear(vectors, vectors), linear(source, target)
 
     def _assemble(
-        self, nodes: Tensor, edges: Tensor, node_mask: Tensor | None, edge_mask: Tensor | None
+        self, nodes: Tensor, edges: Tensor, node_mask: Tensor | None, edge_mask: Tensor | None, seed: Tensor | None
     ) -> TokenSequence:
         """Graph tokens, nodes and edges in one sequence, with the numbers of nodes and edges."""
         batch, tokens = len(nodes), [nodes, edges] if self.config.edge_tokens else [nodes]
@@ -262,7 +262,7 @@ class GraphTokenizer(ModalityTokenizer):
             tokens.insert(0, self.graph_tokens.expand(batch, -1, -1))
         embeddings = torch.cat(tokens, dim=1)
         num_edges = edges.shape[1] if self.config.edge_tokens else 0
-        layout = GraphLayout(self.config.num_graph_tokens, nodes.shape[1], num_edges)
+        layout = GraphLayout(self.config.num_graph_tokens, nodes.shape[1], num_edges, seed)
         padded = node_mask is not None or (edge_mask is not None and num_edges > 0)
         node_mask = nodes.new_ones(nodes.shape[:2], dtype=torch.bool) if node_mask is None else node_mask
         edge_mask = edges.new_ones(edges.shape[:2], dtype=torch.bool) if edge_mask is None else edge_mask

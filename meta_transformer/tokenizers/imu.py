@@ -11,14 +11,13 @@ length, without a step being lost at the end.
 """
 
 from dataclasses import dataclass, field
-from math import prod
 from typing import ClassVar
 
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..sequence import GridLayout, TokenSequence
+from ..sequence import StepLayout, TokenSequence
 from .base import ModalityTokenizer, TokenizerConfig
 from .padding import first_places, read_mask
 from .positions import InterpolatedPositions
@@ -91,7 +90,7 @@ class ImuTokenizer(ModalityTokenizer):
                 no real token.
 
         Returns:
-            `(batch, ceil(steps / strides), hidden)` with a `GridLayout` of the padded batch.
+            `(batch, ceil(steps / strides), hidden)` with a `StepLayout` of the padded batch.
 
         Raises:
             ValueError: Not three dimensions, no step, another number of channels than the tokenizer was made for, or as
@@ -99,6 +98,7 @@ class ImuTokenizer(ModalityTokenizer):
         """
         self._check(imu_values)
         mask, (lengths,) = read_mask("imu_mask", imu_mask, imu_values, [1])
+        steps, first, step = lengths.expand(imu_values.shape[0]), 0, 1
         signal = imu_values.to(self.positions.table.dtype)
         for index, (convolution, norm) in enumerate(zip(self.convolutions, self.norms, strict=True)):
             if index:
@@ -108,12 +108,13 @@ class ImuTokenizer(ModalityTokenizer):
             size, stride = self.config.kernel_sizes[index], self.config.strides[index]
             # Output i is centred on steps i * stride to (i + 1) * stride - 1, and the last of them on the last steps.
             front = (size - stride) // 2
+            first, step = first - front * step, step * stride
             end = size - stride - front + stride - 1
             signal = norm(convolution(functional.pad(signal.mT, (front, end))).mT)
             lengths = (lengths + stride - 1) // stride
             mask = None if mask is None else first_places([lengths], signal.shape[1:2])
         tokens = signal + self.positions(lengths, signal.shape[1])
-        layout = GridLayout((signal.shape[1],), (self._reach(),), (prod(self.config.strides),))
+        layout = StepLayout((signal.shape[1],), (self._reach(),), (step,), first, imu_values.shape[1], steps)
         return TokenSequence(tokens, mask, layout)
 
     def _reach(self) -> int:

@@ -66,6 +66,13 @@ class PointCloudTokenizerConfig(TokenizerConfig):
         if self.num_features < 0:
             raise ValueError(f"num_features must be at least 0, got {self.num_features}.")
 
+    def group_widths(self, hidden_size: int) -> list[int]:
+        """Channels of the groups of each stage: half as many for each stage that follows."""
+        return [max(1, hidden_size >> later) for later in reversed(range(self.num_stages))]
+
+    def skip_widths(self, hidden_size: int) -> list[int]:
+        return [3 + self.num_features, *self.group_widths(hidden_size)[:-1]]
+
 
 class GroupEmbedding(nn.Module):
     """The PointNet of one stage: shared layers and a maximum, twice (Qi et al. 2017, section 4.2; Point-BERT).
@@ -115,8 +122,7 @@ class PointCloudTokenizer(ModalityTokenizer):
         self.by_radius = config.offset_unit == "group_radius"
         self.stages = nn.ModuleList()
         channels = config.num_features
-        for stage in range(config.num_stages):
-            out = max(1, hidden_size >> (config.num_stages - 1 - stage))  # half as wide for each stage that follows
+        for stage, out in enumerate(config.group_widths(hidden_size)):
             self.stages.append(GroupEmbedding(3 + self.by_radius + channels, config.embedding_width << stage, out))
             channels = out
         self.position_in = nn.Linear(3, _POSITION_WIDTH)
@@ -150,14 +156,14 @@ class PointCloudTokenizer(ModalityTokenizer):
             # Not by a product: zero times NaN is NaN.
             points = points.masked_fill(~mask[:, :, None], 0)
             features = None if features is None else features.masked_fill(~mask[:, :, None], 0)
-        raw, raw_mask, stages = points, mask, []
+        raw, stages = (points, mask, features), []
         for index in range(len(self.stages)):
             stage = self._stage(index, points, features, mask)
             stages.append(stage)
             points, features, mask = stage.centres, stage.features, stage.mask
         positions = self.position_in(points.to(self.position_in.weight.dtype))
         positions = self.position_out(functional.gelu(positions))
-        return TokenSequence(features + positions, mask, PointLayout(raw, raw_mask, tuple(stages)))
+        return TokenSequence(features + positions, mask, PointLayout(raw[0], raw[1], tuple(stages), raw[2]))
 
     def _stage(self, index: int, points: Tensor, features: Tensor | None, mask: Tensor | None) -> PointStage:
         """Group `points` `(batch, points, 3)` with `features` `(batch, points, channels)`."""

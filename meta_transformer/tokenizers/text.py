@@ -22,7 +22,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from ..sequence import GridLayout, TokenSequence
+from ..sequence import StepLayout, TokenSequence
 from .base import ModalityTokenizer, TokenizerConfig
 from .padding import first_places, read_mask
 from .positions import InterpolatedPositions
@@ -172,7 +172,7 @@ class TextTokenizer(ModalityTokenizer):
                 token.
 
         Returns:
-            `(batch, ceil(length / downsampling_rate), hidden)` with a `GridLayout` of the padded batch.
+            `(batch, ceil(length / downsampling_rate), hidden)` with a `StepLayout` of the padded batch.
 
         Raises:
             ValueError: Not two dimensions, no column, ids that are no integers or out of range, or as `read_mask`.
@@ -190,11 +190,12 @@ class TextTokenizer(ModalityTokenizer):
             tokens = tokens.masked_fill(~mask[:, :, None], 0)
         tokens = self.projection(tokens)
         size = tokens.shape[1]
+        layout = StepLayout((size,), (rate,), (rate,), 0, input_ids.shape[1], lengths.expand(tokens.shape[0]))
         lengths = (lengths + rate - 1) // rate
         if mask is not None:
             mask = first_places([lengths], [size])
         tokens = self.layernorm(tokens + self.positions(lengths, size))
-        return TokenSequence(tokens, mask, GridLayout((size,), (rate,), (rate,)))
+        return TokenSequence(tokens, mask, layout)
 
     def _check(self, input_ids: Tensor) -> None:
         shape = tuple(input_ids.shape)

@@ -18,7 +18,7 @@ from transformers import (
 
 from meta_transformer import MetaTransformerConfig, MetaTransformerModel
 from meta_transformer.processors.text import TextProcessor
-from meta_transformer.sequence import GridLayout
+from meta_transformer.sequence import StepLayout
 from meta_transformer.tokenizers.text import TextTokenizer, TextTokenizerConfig
 
 HIDDEN = 12
@@ -133,8 +133,10 @@ def test_a_text_without_any_real_id_has_no_real_token() -> None:
 
 
 def test_the_layout_says_which_ids_a_token_stands_for() -> None:
-    ids, _ = batch_of(10)
-    assert make(ngram_size=6, downsampling_rate=4)(ids).layout == GridLayout((3,), (4,), (4,))
+    ids, mask = batch_of(10, 7)
+    layout = make(ngram_size=6, downsampling_rate=4)(ids, mask).layout
+    assert layout == StepLayout((3,), (4,), (4,), 0, 10, lengths=layout.lengths)
+    assert layout.lengths.tolist() == [10, 7]
 
 
 @torch.no_grad()
