@@ -109,13 +109,15 @@ class TimeSeriesProcessor(ModalityProcessor):
     def tokenizer_config(self) -> dict[str, Any]:
         return {"num_channels": self.num_channels, "num_time_features": len(self.time_features)}
 
-    def __call__(self, samples: Any, *, return_tensors: str | None = "pt") -> BatchFeature:
+    def __call__(self, samples: Any, *, horizon: int | None = None, return_tensors: str | None = "pt") -> BatchFeature:
         """Process one series or a list of series, of any lengths.
 
         Args:
             samples: Each a frame, one column a channel; a Series; an array or tensor `(steps,)` or `(steps, channels)`,
                 or the same as lists; a dict `{"values": ..., "timestamps": ...}`, or of columns; or the path of a CSV
                 file. An array of three dimensions is a batch. `None`, NaN and what numpy or pandas mask is missing.
+            horizon: Steps that follow each series, for which to make `future_time_features`
+                `(batch, horizon, features)` too; their dates go on as those of the series do.
             return_tensors: `"pt"` or `"np"`.
 
         Returns:
@@ -125,10 +127,15 @@ class TimeSeriesProcessor(ModalityProcessor):
         Raises:
             ValueError: No series, an empty one, one without any observed value, infinity, another number of channels
                 than `num_channels`, a column of `channels` that is not there, columns in another order than in a table
-                before, dates that are absent though needed, do not rise, or are text that is not ISO 8601.
+                before, dates that are absent though needed, do not rise, or are text that is not ISO 8601; a `horizon`
+                below 1, without `time_features`, or after dates that are not evenly spaced.
             TypeError: Values or dates of another type.
         """
-        series, calendar, places = [], [], {}
+        if horizon is not None and (horizon < 1 or not self.time_features):
+            raise ValueError(
+                f"horizon must be at least 1, and needs time_features, got {horizon} and {self.time_features}."
+            )
+        series, calendar, future, places = [], [], [], {}
         for index, sample in enumerate(samples_of(samples, "time_series", rows=1)):
             with errors_at(f"time_series[{index}]"):
                 read = self._read(sample)
@@ -138,8 +145,10 @@ class TimeSeriesProcessor(ModalityProcessor):
                             f"column {name!r} is channel {place} here, but channel {places[name]} of a table before; "
                             "name the order in the setting channels, or call fit."
                         )
-                series.append(self._standardise(read.values))
+                series.append(self.standardize(read.values))
                 calendar.append(self._calendar(read.times, len(read.values)))
+                if horizon is not None:
+                    future.append(self._calendar(_following(read.times, horizon), horizon))
         widest = max(values.shape[1] for values in series)
         series = [torch.nn.functional.pad(each, (0, widest - each.shape[1]), value=torch.nan) for each in series]
         padded, mask = pad_to_longest(series, value=torch.nan)
@@ -151,6 +160,8 @@ class TimeSeriesProcessor(ModalityProcessor):
             data["past_mask"] = mask.numpy()
         if self.time_features:
             data["past_time_features"] = pad_to_longest(calendar)[0].numpy()
+        if future:
+            data["future_time_features"] = torch.stack(future).numpy()
         return BatchFeature(data, tensor_type=return_tensors)
 
     def fit(self, samples: Any) -> "TimeSeriesProcessor":
@@ -244,13 +255,26 @@ class TimeSeriesProcessor(ModalityProcessor):
             raise ValueError(f"a table needs one column or more, all of the same length, got {lengths}.")
         return _Series(np.stack(values, axis=1), names, None if times is None else _in_order(times, len(values[0])))
 
-    def _standardise(self, values: np.ndarray) -> Tensor:
-        """In float64 before it becomes float32, which would lose a small change of a large number."""
+    def standardize(self, values: Any) -> Tensor:
+        """Values as they stand in `past_values`: what `fit` learned is taken away, if anything. Labels need it too.
+
+        Args:
+            values: `(steps, channels)`, NaN where missing.
+
+        Raises:
+            ValueError: Values too large for float32.
+        """
+        values = np.asarray(values, np.float64)  # before float32, which would lose a small change of a large number
         if self.means is not None:
             values = (values - np.array(self.means)) / np.array(self.stds)
         if (np.abs(values) > np.finfo(np.float32).max).any():
             raise ValueError(f"the largest value, {np.nanmax(np.abs(values)):g}, is too large for float32; scale it.")
         return torch.from_numpy(values.astype(np.float32))
+
+    def restore(self, values: Any) -> np.ndarray:
+        """Undo `standardize`, of forecasts `(..., channels)`, in float64."""
+        values = np.asarray(values, np.float64)
+        return values if self.means is None else values * np.array(self.stds) + np.array(self.means)
 
     def _calendar(self, times: Any, steps: int) -> Tensor:
         """Calendar features `(steps, features)`."""
@@ -308,6 +332,21 @@ def _from_text(index: "Index") -> tuple["DatetimeIndex", "DatetimeIndex"]:
             "with pandas.to_datetime first."
         ) from error
     return pandas.DatetimeIndex([pandas.Timestamp(each).replace(tzinfo=None) for each in index]), order
+
+
+def _following(index: Any, horizon: int) -> "Index":
+    """The next times after those of a series, as evenly spaced as they are."""
+    pandas = import_pandas()
+    if isinstance(index, pandas.PeriodIndex):
+        return pandas.period_range(index[-1] + 1, periods=horizon, freq=index.freq)
+    dates = _dates(index)
+    spacing = dates[1] - dates[0] if len(dates) == 2 else pandas.DatetimeIndex(dates, freq="infer").freq
+    if spacing is None:
+        raise ValueError(
+            "the dates are not evenly spaced, so that those of the future are not known; resample first, which leaves "
+            "NaN where nothing was observed."
+        )
+    return pandas.date_range(dates[-1], periods=horizon + 1, freq=spacing)[1:]
 
 
 def _dates(index: "Index") -> "DatetimeIndex":

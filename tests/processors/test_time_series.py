@@ -163,6 +163,7 @@ def test_fit_standardises_as_scikit_learn_does_with_gaps(vowels: list[np.ndarray
     np.testing.assert_allclose(processor.stds, scaler.scale_)
     expected = np.nan_to_num(scaler.transform(gappy[0]))
     np.testing.assert_allclose(processor([gappy[0]])["past_values"][0], expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(processor.restore(processor.standardize(gappy[0])), gappy[0], rtol=1e-6)
 
 
 def test_statistics_are_exact_far_from_zero() -> None:

@@ -119,3 +119,38 @@ def test_text_that_is_no_iso_date_is_refused_even_where_dates_are_not_needed(tim
 def test_what_is_no_list_of_times_is_refused(times: Any) -> None:
     with pytest.raises(TypeError, match="timestamps must be a list of dates"):
         TimeSeriesProcessor()({"values": [1.0, 2.0, 3.0], "timestamps": times})
+
+
+@pytest.mark.parametrize("freq", ["h", "15min", "D", "MS", "W-TUE", "B"])
+@pytest.mark.parametrize("form", [lambda i: i, lambda i: [str(each) for each in i], lambda i: list(i.to_pydatetime())])
+def test_the_calendar_of_the_future_goes_on_where_the_series_ends(freq: str, form: Any) -> None:
+    index = pd.date_range("2024-02-27", periods=40, freq=freq)
+    processor = TimeSeriesProcessor(time_features=["hour_of_day", "day_of_week", "day_of_month", "month_of_year"])
+    whole = processor({"values": np.ones(40), "timestamps": index})["past_time_features"]
+    past = {"values": np.ones(30), "timestamps": form(index[:30])}
+    assert torch.equal(processor(past, horizon=10)["future_time_features"], whole[:, 30:])
+    assert "future_time_features" not in processor(past)
+
+
+def test_periods_and_two_dates_have_a_future() -> None:
+    processor = TimeSeriesProcessor(time_features=["month_of_year"])
+    months = {"values": [1.0, 2.0], "timestamps": pd.period_range("2024-11", periods=2, freq="M")}
+    days = {"values": [1.0, 2.0], "timestamps": ["2024-01-31", "2024-02-29"]}
+    assert processor([months, days], horizon=2)["future_time_features"][..., 0].tolist() == [
+        pytest.approx([-0.5, 1 / 11 - 0.5]),
+        pytest.approx([2 / 11 - 0.5, 3 / 11 - 0.5]),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("features", "times", "horizon", "message"),
+    [
+        (["day_of_week"], pd.DatetimeIndex(["2024-01-01", "2024-01-02", "2024-01-07"]), 2, "not evenly spaced"),
+        (["day_of_week"], DATES, 0, "horizon must be at least 1"),
+        ([], DATES, 2, "needs time_features"),
+        (["day_of_week"], None, 2, "need dates"),
+    ],
+)
+def test_a_future_without_calendar_is_refused(features: list[str], times: Any, horizon: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TimeSeriesProcessor(time_features=features)({"values": [1.0, 2.0, 3.0], "timestamps": times}, horizon=horizon)
