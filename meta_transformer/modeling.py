@@ -35,6 +35,7 @@ __all__ = [
     "MetaTransformerForClassification",
     "MetaTransformerForForecasting",
     "MetaTransformerForRegression",
+    "MetaTransformerForSegmentation",
     "MetaTransformerForTask",
     "MetaTransformerForTokenClassification",
     "MetaTransformerModel",
@@ -357,6 +358,12 @@ class MetaTransformerForTokenClassification(MetaTransformerForTask):
     """A class for each node, point, id or step of a sample; see `heads/token_classification.py`."""
 
     head_name = "token_classification"
+
+
+class MetaTransformerForSegmentation(MetaTransformerForTask):
+    """A class for each pixel of a picture; see `heads/segmentation.py`."""
+
+    head_name = "segmentation"
 
 
 def _pop_options(inputs: dict[str, Any]) -> dict[str, Any]:

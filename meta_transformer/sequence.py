@@ -9,6 +9,7 @@ __all__ = [
     "ColumnLayout",
     "GraphLayout",
     "GridLayout",
+    "ImageLayout",
     "Layout",
     "PointLayout",
     "PointStage",
@@ -37,6 +38,19 @@ class GridLayout(Layout):
     shape: tuple[int, ...]
     patch_size: tuple[int, ...]
     stride: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ImageLayout(GridLayout):
+    """Patches of pictures, `(rows, columns)`, whose predictions can be shown on them.
+
+    Attributes:
+        size: Height and width of the padded batch in pixels, before it is padded to whole patches.
+        sizes: `(batch, 2)`, height and width of each picture; `None` when all fill the batch.
+    """
+
+    size: tuple[int, int]
+    sizes: Tensor | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import initialization as init
 
-from ..sequence import GridLayout, TokenSequence
+from ..sequence import ImageLayout, TokenSequence
 from .base import ModalityTokenizer, TokenizerConfig, pair
 from .padding import first_places, read_mask
 from .stem import ConvolutionalStem
@@ -159,7 +159,7 @@ class PatchTokenizer(ModalityTokenizer):
                 images fill the tensor.
 
         Returns:
-            `(batch, rows * columns, hidden)` with a `GridLayout` of the padded batch.
+            `(batch, rows * columns, hidden)` with an `ImageLayout` of the padded batch.
 
         Raises:
             ValueError: Not four dimensions, another number of channels than the tokenizer was made for, or as
@@ -170,13 +170,14 @@ class PatchTokenizer(ModalityTokenizer):
         if mask is not None:
             values = values.masked_fill(~mask[:, None], 0)
         height, width = values.shape[-2:]
+        own_sizes = None if mask is None else torch.stack(sizes, 1)
         values = functional.pad(values, (0, -width % self.patch_size[1], 0, -height % self.patch_size[0]))
         grid = (values.shape[2] // self.patch_size[0], values.shape[3] // self.patch_size[1])
         own_grids = [-(-size // patch) for size, patch in zip(sizes, self.patch_size, strict=True)]
         mask = None if mask is None else first_places(own_grids, grid)
         patches = self.projection(values if self.stem is None else self.stem(values, mask))
         tokens = patches.flatten(2).transpose(1, 2)
-        layout = GridLayout(grid, self.patch_size, self.patch_size)
+        layout = ImageLayout(grid, self.patch_size, self.patch_size, (height, width), own_sizes)
         if mask is None:
             return TokenSequence(tokens + self._positions(grid), layout=layout)
         return TokenSequence(tokens + self._ragged_positions(torch.stack(own_grids, 1), grid), mask.flatten(1), layout)
