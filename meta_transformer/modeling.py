@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -35,6 +36,7 @@ __all__ = [
     "MetaTransformerForClassification",
     "MetaTransformerForForecasting",
     "MetaTransformerForRegression",
+    "MetaTransformerForRetrieval",
     "MetaTransformerForSegmentation",
     "MetaTransformerForTask",
     "MetaTransformerForTokenClassification",
@@ -181,7 +183,7 @@ class MetaTransformerModel(MetaTransformerPreTrainedModel):
         )
         self.modality_embeddings = ModalityEmbeddings(config)
         self.encoder = MetaTransformerEncoder(config)
-        self._input_names = {name: MODALITIES[name].model_input_names for name in config.modalities}
+        self.input_names = {name: MODALITIES[name].model_input_names for name in config.modalities}
         self.post_init()
 
     def init_parameters(self, std: float) -> None:
@@ -200,7 +202,7 @@ class MetaTransformerModel(MetaTransformerPreTrainedModel):
             ValueError: No input, inputs of a modality without tokenizer here, or batches of different size.
         """
         parts: dict[str, TokenSequence] = {}
-        for modality, names in self._input_names.items():
+        for modality, names in self.input_names.items():
             present = {name: inputs.pop(name) for name in names if name in inputs}
             exact = MODALITIES[modality].tokenizer_class.full_precision_inputs
             present = {
@@ -227,15 +229,15 @@ class MetaTransformerModel(MetaTransformerPreTrainedModel):
     def _check_inputs(self, parts: dict[str, TokenSequence], rest: dict[str, Any]) -> None:
         for name in (name for name, value in rest.items() if value is not None):
             owner = next((entry.name for entry in MODALITIES if name in entry.model_input_names), None)
-            known = [name for names in self._input_names.values() for name in names]
+            known = [name for names in self.input_names.values() for name in names]
             if owner is None:
                 raise TypeError(f"Unknown model input {name!r}. This model takes {known}.")
             raise ValueError(
                 f"Got {name!r} of modality {owner!r}, for which this model has no tokenizer; it has "
-                f"{list(self._input_names)}. Name {owner!r} in config.modalities."
+                f"{list(self.input_names)}. Name {owner!r} in config.modalities."
             )
         if not parts:
-            raise ValueError(f"No sample has any modality. Give the inputs of at least one of {self._input_names}.")
+            raise ValueError(f"No sample has any modality. Give the inputs of at least one of {self.input_names}.")
         sizes = {modality: part.embeddings.shape[0] for modality, part in parts.items()}
         if len(set(sizes.values())) > 1:
             raise ValueError(f"All modalities of a batch must have the same number of samples, got {sizes}.")
@@ -302,7 +304,8 @@ class MetaTransformerForTask(MetaTransformerPreTrainedModel):
             inputs: As of `MetaTransformerModel.forward`, and those that the head takes itself.
 
         Returns:
-            The head's output: `loss` first, then its predictions.
+            The head's output: `loss` first, then its predictions. Hidden states and attentions on request, by modality
+            where a head reads several modalities apart.
         """
         options = {**_pop_options(inputs), "return_dict": True}
         own = {name: inputs.pop(name) for name in self.head.model_input_names if inputs.get(name) is not None}
@@ -313,14 +316,18 @@ class MetaTransformerForTask(MetaTransformerPreTrainedModel):
         if self.head.reads_hidden_states:
             options["output_hidden_states"] = True
         sequence = self.model.tokenize(**inputs)
-        encoded = self.model.encode(sequence, **options)
-        sequence = replace(
-            sequence, embeddings=encoded.last_hidden_state, hidden_states=tuple(encoded.get("hidden_states") or ())
-        )
-        output = self.head(self.head.read(sequence), labels, num_items_in_batch, **own)
+        joined = self.head.joins_modalities
+        parts = {"": sequence} if joined else sequence.split()
+        encoded = {name: self.model.encode(part, **options) for name, part in parts.items()}
+        for name, part in parts.items():
+            states = tuple(encoded[name].get("hidden_states") or ())
+            part = replace(part, embeddings=encoded[name].last_hidden_state, hidden_states=states)
+            parts[name] = self.head.read(part)
+        output = self.head(parts[""] if joined else parts, labels, num_items_in_batch, **own)
         for name in shown:
-            if encoded.get(name) is not None:
-                output[name] = encoded[name]
+            traces = {part: each[name] for part, each in encoded.items() if each.get(name) is not None}
+            if traces:
+                output[name] = traces if len(traces) > 1 else next(iter(traces.values()))
         return output
 
     def metrics(self) -> TaskMetrics:
@@ -348,22 +355,40 @@ class MetaTransformerForForecasting(MetaTransformerForTask):
     head_name = "forecasting"
 
 
+class MetaTransformerForRetrieval(MetaTransformerForTask):
+    """Embeddings to search by, of samples of any modality and between modalities; see `heads/retrieval.py`."""
+
+    head_name = "retrieval"
+
+    @torch.no_grad()
+    def get_embeds(self, **inputs: Any) -> dict[str, Tensor]:
+        """Embeddings `(batch, embed_dim)` of length 1 by modality, without gradients; arguments as of `forward`."""
+        output = self(**{**inputs, "return_dict": True})
+        present = [name for name, own in self.model.input_names.items() if any(each in inputs for each in own)]
+        return dict(zip(present, output.embeds.unbind(dim=1), strict=True))
+
+    @staticmethod
+    def similarity(queries: Tensor, gallery: Tensor) -> Tensor:
+        """Cosine similarity of embeddings `(queries, embed_dim)` and `(items, embed_dim)`: `(queries, items)`."""
+        return functional.normalize(queries, dim=-1) @ functional.normalize(gallery, dim=-1).T
+
+
 class MetaTransformerForRegression(MetaTransformerForTask):
     """One or several numbers for samples of any modality; see `heads/regression.py`."""
 
     head_name = "regression"
 
 
-class MetaTransformerForTokenClassification(MetaTransformerForTask):
-    """A class for each node, point, id or step of a sample; see `heads/token_classification.py`."""
-
-    head_name = "token_classification"
-
-
 class MetaTransformerForSegmentation(MetaTransformerForTask):
     """A class for each pixel of a picture; see `heads/segmentation.py`."""
 
     head_name = "segmentation"
+
+
+class MetaTransformerForTokenClassification(MetaTransformerForTask):
+    """A class for each node, point, id or step of a sample; see `heads/token_classification.py`."""
+
+    head_name = "token_classification"
 
 
 def _pop_options(inputs: dict[str, Any]) -> dict[str, Any]:

@@ -194,6 +194,17 @@ class TokenSequence:
         total = embeddings.masked_fill(~real, 0).sum(dim=1, dtype=wide)  # not by a product: zero times NaN is NaN
         return (total / real.sum(dim=1).clamp(min=1)).to(embeddings.dtype)
 
+    def split(self) -> "dict[str, TokenSequence]":
+        """The tokens of each modality alone, behind what stands in front of the first one; undoes `concatenate`."""
+        prefix = slice(0, self.segments[0].start)
+        parts = {}
+        for segment in self.segments:
+            own = slice(segment.start, segment.start + segment.length)
+            embeddings = torch.cat([self.embeddings[:, prefix], self.embeddings[:, own]], dim=1)
+            mask = None if self.mask is None else torch.cat([self.mask[:, prefix], self.mask[:, own]], dim=1)
+            parts[segment.modality] = TokenSequence(embeddings, mask, segments=(replace(segment, start=prefix.stop),))
+        return parts
+
     @staticmethod
     def concatenate(prefix: Tensor, parts: "dict[str, TokenSequence]") -> "TokenSequence":
         """Join the modalities of each sample behind a common prefix.

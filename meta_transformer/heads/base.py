@@ -71,6 +71,12 @@ class TaskHead(nn.Module):
     #: Tensors beside the modalities' own that `forward` takes by name.
     model_input_names: ClassVar[tuple[str, ...]] = ()
 
+    #: Whether a sample's modalities are one sequence; if not, `forward` gets one for each, encoded alone, by name.
+    joins_modalities: ClassVar[bool] = True
+
+    #: Whether the loss compares the samples of a batch with each other; then smaller batches are another task.
+    couples_samples: ClassVar[bool] = False
+
     def __init__(self, config: HeadConfig, model_config: PreTrainedConfig) -> None:
         super().__init__()
         self.config = config
@@ -82,7 +88,7 @@ class TaskHead(nn.Module):
 
     def forward(
         self,
-        sequence: TokenSequence,
+        sequence: Any,
         labels: Any = None,
         num_items_in_batch: Tensor | int | None = None,
         **inputs: Tensor,
@@ -90,7 +96,8 @@ class TaskHead(nn.Module):
         """Predict, and compare with labels where there are any.
 
         Args:
-            sequence: Encoded tokens `(batch, tokens, hidden)`, the class token first; what `layers` asks for.
+            sequence: `TokenSequence` of encoded tokens `(batch, tokens, hidden)`, the class token first; what `layers`
+                asks for. A dict of them by modality, if `joins_modalities` is false.
             labels: The task's labels.
             num_items_in_batch: Number of labels in the whole batch of which this is a part, when gradients are
                 accumulated: the loss is then the sum over this part divided by that number.

@@ -124,3 +124,12 @@ def pairs() -> list[tuple[str, str]]:
 @pytest.fixture(params=pairs(), ids="-".join)
 def case(request: pytest.FixtureRequest) -> Case:
     return Case(*request.param)
+
+
+SEPARABLE = [(modality, head) for modality, head in pairs() if not HEADS[head].head_class.couples_samples]
+
+
+@pytest.fixture(params=SEPARABLE, ids="-".join)
+def separable_case(request: pytest.FixtureRequest) -> Case:
+    """A case whose loss is a sum over samples."""
+    return Case(*request.param)

@@ -74,10 +74,10 @@ def test_activation_checkpointing_recomputes_and_changes_no_gradient(case, froze
         assert_close(checkpointed[name], grad)
 
 
-def test_accumulated_gradients_equal_those_of_the_big_batch(case, tmp_path):
+def test_accumulated_gradients_equal_those_of_the_big_batch(separable_case, tmp_path):
     """One step of SGD by `Trainer`: a batch of 4, and 4 accumulated batches of 1."""
-    data, collator = case.data(), case.collator()
-    start = case.model()
+    data, collator = separable_case.data(), separable_case.collator()
+    start = separable_case.model()
     ends = []
     for batch_size in (4, 1):
         model = copy.deepcopy(start)
