@@ -42,18 +42,17 @@ _register_built_in()
 
 # After the registration: configurations and models look modalities and heads up.
 from .configuration import MetaTransformerConfig  # noqa: E402
-from .modeling import (  # noqa: E402
+from .modeling import MetaTransformerForTask, MetaTransformerModel  # noqa: E402
+from .processing import MetaTransformerProcessor  # noqa: E402
+from .sequence import TokenSequence  # noqa: E402
+from .tasks import (  # noqa: E402
     MetaTransformerForClassification,
     MetaTransformerForForecasting,
     MetaTransformerForRegression,
     MetaTransformerForRetrieval,
     MetaTransformerForSegmentation,
-    MetaTransformerForTask,
     MetaTransformerForTokenClassification,
-    MetaTransformerModel,
 )
-from .processing import MetaTransformerProcessor  # noqa: E402
-from .sequence import TokenSequence  # noqa: E402
 
 AutoConfig.register(MetaTransformerConfig.model_type, MetaTransformerConfig, exist_ok=True)
 AutoModel.register(MetaTransformerConfig, MetaTransformerModel, exist_ok=True)
