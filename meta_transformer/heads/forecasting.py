@@ -73,10 +73,11 @@ class ForecastingHeadConfig(HeadConfig):
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
         if self.num_channels is not None and self.num_channels < 1:
             raise ValueError(f"num_channels must be at least 1, or None, got {self.num_channels}.")
-        if self.num_future_features < 0:
-            raise ValueError(f"num_future_features must be at least 0, got {self.num_future_features}.")
-        if self.num_future_features and self.objective == "reconstruction":
-            raise ValueError("num_future_features are for forecasting: reconstruction predicts no future step.")
+        for name in ("num_future_features", "skip_steps"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}.")
+            if getattr(self, name) and self.objective == "reconstruction":
+                raise ValueError(f"{name} are for forecasting, got {getattr(self, name)} for reconstruction.")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout}.")
 
@@ -170,14 +171,14 @@ class ForecastingHead(TaskHead):
             real = sequence.mask[:, place].bool().reshape(groups)
         if self.config.objective == "forecasting":
             values = self._forecast(tokens, real, future_time_features)
-            if self.skip is not None:
-                window = last_places(layout.values, layout.lengths, self.config.skip_steps)  # (B, K, C)
-                values = values + self.skip(window.mT.to(self.skip.weight.dtype)).float()[..., None]
         else:
             cells = self.decoder(self.dropout(tokens)).float().unflatten(-1, (self.config.patch_length, -1))
             values = overlap_mean(cells, real, layout.stride[-1], layout.values.shape[1])
         # From (batch, groups, steps, channels of a group * quantiles) to (batch, steps, channels, quantiles).
         values = values.unflatten(-1, (-1, len(self.config.quantiles or [0.5]))).transpose(1, 2).flatten(2, 3)
+        if self.skip is not None:
+            window = last_places(layout.values, layout.lengths, self.config.skip_steps)
+            values = values + self.skip(window.mT.to(self.skip.weight.dtype)).float().mT[..., None]
         values = values.sort(dim=-1).values if self.config.quantiles else values
         loc, scale = (each[:, None, :, None] for each in (layout.loc, layout.scale))
         predictions = values * scale + loc
