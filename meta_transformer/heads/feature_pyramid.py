@@ -6,6 +6,7 @@ A picture gives the same alone and in a ragged batch: norms are of single positi
 zero in front of each convolution, as what lies beyond the edge is, and are left out when maps are resized.
 """
 
+from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from transformers import PreTrainedConfig
 from ..sequence import Segment, TokenSequence
 from .layers import layer_numbers
 
-__all__ = ["FeatureMap", "FeaturePyramid", "MapBlock", "token_map", "token_projection"]
+__all__ = ["FeatureMap", "FeaturePyramid", "MapBlock", "token_map"]
 
 Scale = Literal["keep", "double", "halve"]
 
@@ -65,12 +66,6 @@ def token_map(tokens: Tensor, sequence: TokenSequence, segment: Segment) -> Feat
     return FeatureMap(features, mask).replace(features)
 
 
-def token_projection(channels: int, model_config: PreTrainedConfig) -> nn.Module:
-    """What reduces tokens to the channels of a map: LayerNorm and a linear layer."""
-    norm = nn.LayerNorm(model_config.hidden_size, eps=model_config.layer_norm_eps)
-    return nn.Sequential(norm, nn.Linear(model_config.hidden_size, channels))
-
-
 class MapBlock(nn.Module):
     """One convolution, LayerNorm over the channels of each position, GELU.
 
@@ -107,8 +102,8 @@ class FeaturePyramid(nn.Module):
     """Maps of falling size, each from one layer of the trunk.
 
     The simple feature pyramid of ViTDet (Li et al. 2022, section 3), which has no way from the top down. Different from
-    it: layers may differ, earlier ones for finer maps (as in DPT, Ranftl et al. 2021, section 3.1); and the channels
-    are reduced first, not last, so that it stays light.
+    it: layers may differ, earlier ones for finer maps (as in DPT, Ranftl et al. 2021, section 3.1); and channels are
+    reduced by the first convolution, not by the last, so that it stays light.
 
     Args:
         layers: Numbers of hidden states, the first for the largest map; `None` for those at one, two, three and four
@@ -123,14 +118,16 @@ class FeaturePyramid(nn.Module):
         depth, eps = model_config.num_hidden_layers, model_config.layer_norm_eps
         quarters = [-(-depth * quarter // 4) for quarter in (1, 2, 3, 4)]
         self.numbers = layer_numbers(quarters if layers is None else layers, depth)
-        self.projections, self.levels = nn.ModuleList(), nn.ModuleList()
+        self.norms, self.levels = nn.ModuleList(), nn.ModuleList()
         for level in range(len(self.numbers)):
             steps = doublings - level
             scales: list[Scale] = ["double" if steps > 0 else "halve"] * abs(steps)
-            self.projections.append(token_projection(channels, model_config))
-            self.levels.append(
-                nn.Sequential(*(MapBlock(channels, channels, scale, eps) for scale in (*scales, "keep")))
-            )
+            widths = [model_config.hidden_size, *[channels] * (len(scales) + 1)]
+            blocks = [
+                MapBlock(*pair, scale, eps) for pair, scale in zip(pairwise(widths), [*scales, "keep"], strict=True)
+            ]
+            self.norms.append(nn.LayerNorm(model_config.hidden_size, eps=eps))
+            self.levels.append(nn.Sequential(*blocks))
 
     def forward(self, sequence: TokenSequence, segment: Segment) -> list[FeatureMap]:
         """From `sequence.hidden_states` to maps of `(batch, channels, ...)`, the largest first.
@@ -138,6 +135,6 @@ class FeaturePyramid(nn.Module):
         A map of the grid halved has half its rows and columns, rounded up.
         """
         return [
-            level(token_map(projection(sequence.hidden_states[number]), sequence, segment))
-            for number, projection, level in zip(self.numbers, self.projections, self.levels, strict=True)
+            level(token_map(norm(sequence.hidden_states[number]), sequence, segment))
+            for number, norm, level in zip(self.numbers, self.norms, self.levels, strict=True)
         ]

@@ -53,6 +53,8 @@ class ForecastingHeadConfig(HeadConfig):
             `quantiles`.
         quantiles: Which to predict, in rising order, trained by the pinball loss (Koenker and Bassett 1978).
         num_future_features: Covariates of a future step that are known beforehand, such as its calendar.
+        skip_steps: Last steps of the look-back that a linear layer without bias reads directly, beside the tokens, the
+            same for all channels (DLinear, Zeng et al. 2023, section 4); 0 for none.
         dropout: Dropout in front of the linear layer.
     """
 
@@ -195,18 +197,17 @@ class ForecastingHead(TaskHead):
     def _output(
         self, values: Tensor, predictions: Tensor, layout: Any, labels: Tensor | None, count: Tensor | int | None
     ) -> ForecastingOutput:
-        output = ForecastingOutput(logits=predictions[..., self.middle])
+        logits, loss = predictions[..., self.middle], None
         if labels is not None:
             targets = self._checked(labels, tuple(values.shape[:-1])).to(values) - layout.loc[:, None]
-            output.loss = self.loss(values, targets / layout.scale[:, None], count)
-        if self.config.quantiles:
-            output.quantiles = predictions
+            loss = self.loss(values, targets / layout.scale[:, None], count)
+        quantiles = predictions if self.config.quantiles else None
+        imputed = None
         if self.config.objective == "reconstruction":
             came = layout.values * layout.scale[:, None] + layout.loc[:, None]
             own = torch.arange(came.shape[1], device=came.device) < layout.lengths[:, None]
-            imputed = came.where(layout.observed, predictions[..., self.middle])
-            output.imputed = imputed.masked_fill(~own[:, :, None], torch.nan)
-        return output
+            imputed = came.where(layout.observed, logits).masked_fill(~own[:, :, None], torch.nan)
+        return ForecastingOutput(loss=loss, logits=logits, quantiles=quantiles, imputed=imputed)
 
     def loss(self, values: Tensor, targets: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """Mean loss over the targets that count, and over quantiles, in fp32.

@@ -24,7 +24,7 @@ from transformers.utils import ModelOutput
 from ..sequence import ImageLayout, Layout, Segment, TokenSequence
 from .base import IGNORED, HeadConfig, TaskHead, count_labels
 from .class_maps import checked_classes, collate_class_maps
-from .feature_pyramid import FeatureMap, FeaturePyramid, MapBlock, token_map, token_projection
+from .feature_pyramid import FeatureMap, FeaturePyramid, MapBlock, token_map
 from .metrics import TaskMetrics, torchmetrics
 
 __all__ = ["SegmentationHead", "SegmentationHeadConfig", "SegmentationOutput"]
@@ -96,7 +96,8 @@ class ProgressiveDecoder(nn.Module):
     def __init__(self, config: SegmentationHeadConfig, model_config: PreTrainedConfig) -> None:
         super().__init__()
         eps, channels = model_config.layer_norm_eps, config.channels
-        self.projection = token_projection(channels, model_config)
+        self.norm = nn.LayerNorm(model_config.hidden_size, eps=eps)
+        self.projection = nn.Linear(model_config.hidden_size, channels)
         blocks = [MapBlock(channels, channels, "keep", eps)]
         for _ in range(config.doublings):
             half = min(channels, max(_LEAST_CHANNELS, channels // 2))
@@ -106,7 +107,8 @@ class ProgressiveDecoder(nn.Module):
 
     def forward(self, sequence: TokenSequence, segment: Segment) -> FeatureMap:
         """From tokens to the finest map."""
-        return self.blocks(token_map(self.projection(sequence.embeddings), sequence, segment))
+        tokens = self.projection(self.norm(sequence.embeddings))
+        return self.blocks(token_map(tokens, sequence, segment))
 
 
 class PyramidDecoder(nn.Module):

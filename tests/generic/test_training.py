@@ -45,10 +45,12 @@ def test_an_unfrozen_trunk_gets_gradients(case):
 def test_training_leaves_the_fingerprint_and_lowers_the_loss(case):
     model, batch, labels = case.model(), case.batch(), case.labels()
     before = model.encoder_fingerprint()
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.1)
+    # Losses that compare samples collapse at high rates: all embeddings become equal, and the gradient zero.
+    rate = 3e-4 if model.head.couples_samples else 1e-2
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=rate, weight_decay=0.1)
     model.train()
     losses = []
-    for _ in range(20):
+    for _ in range(25):
         loss = model(**batch, labels=labels).loss
         loss.backward()
         optimizer.step()
