@@ -8,45 +8,31 @@ A tokenizer and a segmentation head are trained on the 2018 Data Science Bowl (1
 validation split. The test split is measured once, beside two baselines made in the same run: Otsu's threshold and a
 random forest on the neighbourhood of each pixel.
 
-Prints IoU and Dice of the nuclei, each the mean over pictures, for all pictures and for each kind. Writes the table,
+Prints IoU and Dice of the nuclei, each the mean over pictures, and the IoU for each kind. Writes the table,
 the model, and `predictions.png` (input, truth, prediction) to `--output`. What is finished is kept there: a run that
 was stopped goes on where it was, unless its settings are others now; `--fresh` starts anew.
 """
 
-import argparse
-import hashlib
-import json
-import os
-import shutil
-import sys
-import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
-from recipes.base import last_whole_checkpoint, nano_trunk, write_json
-from rich.box import SIMPLE
-from rich.console import Console
-from rich.table import Table
 from scipy import ndimage
 from sklearn.ensemble import RandomForestClassifier
+from task_runs import arguments, console, print_table, train
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainingArguments, logging, set_seed
 
 from meta_transformer import MetaTransformerForSegmentation, MetaTransformerProcessor
 from meta_transformer.heads.class_maps import resize_class_map
 from meta_transformer.processors.image import ImageProcessor
-from meta_transformer.training import DataCollatorForMetaTransformer
 
 CARD = 0.749  # mean IoU of the pixel forest in the set's CARD
 TOKENIZER = {"patch_size": 8, "image_size": 128, "patch_embedding": "convolutional"}
 # The finest map is made of what enters the trunk: blocks of random weights blur where things are.
 HEAD = {"decoder": "pyramid", "pyramid_layers": [0, 1, 2, 4], "channels": 64, "dice_weight": 1.0}
-EPOCHS, BATCH, RATE = 14, 8, 3e-3
-console = Console()
+BATCH = 8
 
 
 # 1. Data
@@ -138,64 +124,12 @@ def forest(train: pd.DataFrame) -> RandomForestClassifier:
     return model.fit(np.concatenate(features), np.concatenate(classes))
 
 
-# 3. Train, or go on
-def train(splits: dict[str, pd.DataFrame], trunk: str, folder: Path, epochs: int) -> dict[str, Any]:
-    """Train tokenizer and head, save the model to `folder`, and say how it went."""
-    set_seed(0)
-    processor = MetaTransformerProcessor(image=ImageProcessor(num_channels=4))
-    model = MetaTransformerForSegmentation.from_pretrained(
-        trunk,
-        modalities={"image": {**processor.image.tokenizer_config(), **TOKENIZER}},
-        heads={"segmentation": HEAD},
-        id2label={0: "background", 1: "nucleus"},
-        ignore_mismatched_sizes=True,  # the trunk may come with a tokenizer for pictures of another size
-    )
-    fingerprint, start = model.encoder_fingerprint(), time.perf_counter()
-    trainer = Trainer(
-        model,
-        TrainingArguments(
-            folder / "trainer",
-            num_train_epochs=epochs,
-            per_device_train_batch_size=BATCH,
-            per_device_eval_batch_size=BATCH,
-            learning_rate=RATE,
-            lr_scheduler_type="cosine",
-            warmup_steps=0.1,
-            weight_decay=0.05,
-            remove_unused_columns=False,
-            dataloader_pin_memory=False,
-            batch_eval_metrics=True,
-            eval_strategy="epoch",
-            save_strategy="epoch",
-            save_total_limit=1,
-            load_best_model_at_end=True,
-            metric_for_best_model="mean_iou",
-            logging_strategy="epoch",
-            report_to=[],
-        ),
-        train_dataset=Pictures(splits["train"], augment=True),
-        eval_dataset=Pictures(splits["val"]),
-        data_collator=DataCollatorForMetaTransformer.for_model(model, processor),
-        compute_metrics=model.metrics(),
-    )
-    trainer.train(resume_from_checkpoint=last_whole_checkpoint(folder / "trainer"))
-    validation = trainer.evaluate()
-    if model.encoder_fingerprint() != fingerprint:
-        raise RuntimeError("The frozen trunk has changed during training.")
-    model.save_pretrained(folder, processor=processor)
-    shutil.rmtree(folder / "trainer")
-    return {
-        "validation": validation["eval_mean_iou"],
-        "trainable": model.parameter_summary().trainable,
-        "seconds": time.perf_counter() - start,
-    }
-
-
+# 3. Predict
 @torch.no_grad()
-def predict(folder: Path, images: list[np.ndarray]) -> list[np.ndarray]:
-    """Class maps of the saved model."""
-    model = MetaTransformerForSegmentation.from_pretrained(folder).eval()
-    processor = MetaTransformerProcessor.from_pretrained(folder)
+def predict(
+    model: MetaTransformerForSegmentation, processor: MetaTransformerProcessor, images: list[np.ndarray]
+) -> list[np.ndarray]:
+    """Class maps at the size of the pictures."""
     maps = []
     for start in range(0, len(images), BATCH):
         batch = [prepared(image) for image in images[start : start + BATCH]]
@@ -214,23 +148,13 @@ def scores(truth: list[np.ndarray], predicted: list[np.ndarray]) -> pd.DataFrame
 
 
 def report(test: pd.DataFrame, maps: dict[str, list[np.ndarray]]) -> pd.DataFrame:
-    """A row a method: mean IoU and Dice over all pictures and over those of each kind."""
+    """A row a method: mean IoU and Dice over all pictures, and mean IoU over those of each kind."""
     rows = {}
     for name, predicted in maps.items():
         each = scores(list(test["mask"]), predicted)
-        kinds = {kind: each[test["kind"] == kind].mean() for kind in sorted(test["kind"].unique())}
-        groups = {"all": each.mean(), **kinds}
-        rows[name] = {f"{kind} {metric}": value for kind, means in groups.items() for metric, value in means.items()}
+        kinds = {f"IoU, {kind}": each["IoU"][test["kind"] == kind].mean() for kind in sorted(test["kind"].unique())}
+        rows[name] = {**each.mean(), **kinds}
     return pd.DataFrame(rows).T
-
-
-def print_table(table: pd.DataFrame) -> None:
-    shown = Table(title="Nuclei, test split: mean over pictures", box=SIMPLE)
-    for title in ("", *table.columns):
-        shown.add_column(title, justify="right" if title else "left")
-    for name, row in table.iterrows():
-        shown.add_row(str(name), *(f"{value:.3f}" for value in row))
-    console.print(shown)
 
 
 def draw(test: pd.DataFrame, predicted: list[np.ndarray], file: Path) -> None:
@@ -258,45 +182,41 @@ def draw(test: pd.DataFrame, predicted: list[np.ndarray], file: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--encoder", help="pretrained weights; without, a small trunk of random weights")
-    parser.add_argument("--epochs", type=int, default=EPOCHS)
-    parser.add_argument("--output", type=Path, default=Path("outputs/04_segmentation"))
-    parser.add_argument("--fresh", action="store_true", help="forget what an earlier run has finished")
-    arguments = parser.parse_args()
-    data = Path(os.environ.get("META_TRANSFORMER_DATA") or "no-data")
-    if not data.is_dir():
-        sys.exit("Set META_TRANSFORMER_DATA to the folder of the data sets; this example trains on nothing else.")
-    logging.set_verbosity_error()
-    folder = arguments.output
-    code = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
-    settings = {"encoder": arguments.encoder, "epochs": arguments.epochs, "code": code}
-    known = folder / "settings.json"
-    if arguments.fresh or not known.exists() or json.loads(known.read_text()) != settings:
-        shutil.rmtree(folder, ignore_errors=True)
-        write_json(known, settings)
-    splits = read(data)
+    options = arguments(__file__, __doc__, epochs=14)
+    splits = read(options.data)
     console.print(", ".join(f"{len(part)} pictures {split}" for split, part in splits.items()))
-    if not (folder / "training.json").exists():
-        trunk = arguments.encoder or nano_trunk(folder / "trunk")
-        write_json(folder / "training.json", train(splits, trunk, folder, arguments.epochs))
+    processor = MetaTransformerProcessor(image=ImageProcessor(num_channels=4))
+    model, training = train(
+        MetaTransformerForSegmentation,
+        options.trunk,
+        processor,
+        (Pictures(splits["train"], augment=True), Pictures(splits["val"])),
+        options.output,
+        tokenizer=TOKENIZER,
+        head=HEAD,
+        id2label={0: "background", 1: "nucleus"},
+        num_train_epochs=options.epochs,
+        per_device_train_batch_size=BATCH,
+        per_device_eval_batch_size=BATCH,
+        learning_rate=3e-3,
+        weight_decay=0.05,
+        batch_eval_metrics=True,
+        metric_for_best_model="mean_iou",
+    )
     test = splits["test"]
     images = list(test["image"])
     maps = {"Otsu's threshold": [otsu(image) for image in images]}
     console.print("Growing the random forest of pixels ...")
     trees = forest(splits["train"])
     maps["random forest of pixels"] = [trees.predict(pixel_features(each)).reshape(each.shape[:2]) for each in images]
-    maps["frozen trunk"] = predict(folder, images)
-    table = report(test, maps)
-    print_table(table)
-    training = json.loads((folder / "training.json").read_text())
+    maps["frozen trunk"] = predict(model, processor, images)
+    print_table("Nuclei, test split: mean over pictures", report(test, maps), options.output / "scores.csv")
     console.print(
         f"{training['trainable']:,} parameters trained in {training['seconds']:.0f} s; the set's CARD reports {CARD} "
         "mean IoU for its random forest of pixels."
     )
-    table.to_csv(folder / "scores.csv", float_format="%.4f")
-    draw(test, maps["frozen trunk"], folder / "predictions.png")
-    console.print(f"Written: {folder}/scores.csv and predictions.png")
+    draw(test, maps["frozen trunk"], options.output / "predictions.png")
+    console.print(f"Written: scores.csv and predictions.png in {options.output}")
 
 
 if __name__ == "__main__":

@@ -121,11 +121,10 @@ class FeaturePyramid(nn.Module):
         self.norms, self.levels = nn.ModuleList(), nn.ModuleList()
         for level in range(len(self.numbers)):
             steps = doublings - level
-            scales: list[Scale] = ["double" if steps > 0 else "halve"] * abs(steps)
-            widths = [model_config.hidden_size, *[channels] * (len(scales) + 1)]
-            blocks = [
-                MapBlock(*pair, scale, eps) for pair, scale in zip(pairwise(widths), [*scales, "keep"], strict=True)
-            ]
+            resize: Scale = "double" if steps > 0 else "halve"
+            scales: list[Scale] = [*[resize] * abs(steps), "keep"]
+            widths = [model_config.hidden_size, *[channels] * len(scales)]
+            blocks = [MapBlock(*pair, scale, eps) for pair, scale in zip(pairwise(widths), scales, strict=True)]
             self.norms.append(nn.LayerNorm(model_config.hidden_size, eps=eps))
             self.levels.append(nn.Sequential(*blocks))
 
