@@ -308,15 +308,14 @@ class MetaTransformerForTask(MetaTransformerPreTrainedModel):
             shown.append("hidden_states")
         if self.head.reads_hidden_states:
             options["output_hidden_states"] = True
-        sequence = self.model.tokenize(**inputs)
-        joined = self.head.joins_modalities
-        parts = {"": sequence} if joined else sequence.split()
+        parts = self.head.parts(self.model.tokenize(**inputs))
         encoded = {name: self.model.encode(part, **options) for name, part in parts.items()}
         for name, part in parts.items():
             states = tuple(encoded[name].get("hidden_states") or ())
             part = replace(part, embeddings=encoded[name].last_hidden_state, hidden_states=states)
             parts[name] = self.head.read(part)
-        output = self.head(parts[""] if joined else parts, labels, num_items_in_batch, **own)
+        sequence = next(iter(parts.values())) if self.head.joins_modalities else parts
+        output = self.head(sequence, labels, num_items_in_batch, **own)
         for name in shown:
             traces = {part: each[name] for part, each in encoded.items() if each.get(name) is not None}
             if traces:

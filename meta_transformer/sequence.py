@@ -1,5 +1,6 @@
 """`TokenSequence`, the one type that crosses the borders between tokenizers, encoder and heads."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -194,16 +195,23 @@ class TokenSequence:
         total = embeddings.masked_fill(~real, 0).sum(dim=1, dtype=wide)  # not by a product: zero times NaN is NaN
         return (total / real.sum(dim=1).clamp(min=1)).to(embeddings.dtype)
 
-    def split(self) -> "dict[str, TokenSequence]":
-        """The tokens of each modality alone, behind what stands in front of the first one; undoes `concatenate`."""
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """The modalities that the tokens come from, in their order."""
+        return tuple(segment.modality for segment in self.segments)
+
+    def select(self, modalities: Collection[str]) -> "TokenSequence":
+        """The tokens of some modalities, behind what stands in front of the first one; undoes `concatenate`."""
         prefix = slice(0, self.segments[0].start)
-        parts = {}
+        columns, segments, start = [prefix], [], prefix.stop
         for segment in self.segments:
-            own = slice(segment.start, segment.start + segment.length)
-            embeddings = torch.cat([self.embeddings[:, prefix], self.embeddings[:, own]], dim=1)
-            mask = None if self.mask is None else torch.cat([self.mask[:, prefix], self.mask[:, own]], dim=1)
-            parts[segment.modality] = TokenSequence(embeddings, mask, segments=(replace(segment, start=prefix.stop),))
-        return parts
+            if segment.modality in modalities:
+                columns.append(slice(segment.start, segment.start + segment.length))
+                segments.append(replace(segment, start=start))
+                start += segment.length
+        embeddings = torch.cat([self.embeddings[:, own] for own in columns], dim=1)
+        mask = None if self.mask is None else torch.cat([self.mask[:, own] for own in columns], dim=1)
+        return TokenSequence(embeddings, mask, segments=tuple(segments))
 
     @staticmethod
     def concatenate(prefix: Tensor, parts: "dict[str, TokenSequence]") -> "TokenSequence":

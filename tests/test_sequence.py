@@ -28,6 +28,16 @@ def test_without_padding_there_is_no_mask():
     assert TokenSequence.concatenate(PREFIX, {"a": TokenSequence(FIRST)}).mask is None
 
 
+def test_modalities_are_selected_behind_the_prefix():
+    parts = {"a": TokenSequence(FIRST), "b": TokenSequence(SECOND, MASK), "c": TokenSequence(FIRST + 9)}
+    chosen = TokenSequence.concatenate(PREFIX, parts).select({"b", "c"})
+    expected = TokenSequence.concatenate(PREFIX, {"b": parts["b"], "c": parts["c"]})
+    assert_close(chosen.embeddings, expected.embeddings)
+    assert_close(chosen.mask, expected.mask)
+    assert chosen.segments == expected.segments
+    assert chosen.modalities == ("b", "c")
+
+
 def test_the_mean_leaves_out_padding_and_prefix():
     joined = TokenSequence.concatenate(PREFIX, {"a": TokenSequence(FIRST), "b": TokenSequence(SECOND, MASK)})
     expected = [

@@ -71,7 +71,7 @@ class TaskHead(nn.Module):
     #: Tensors beside the modalities' own that `forward` takes by name.
     model_input_names: ClassVar[tuple[str, ...]] = ()
 
-    #: Whether a sample's modalities are one sequence; if not, `forward` gets one for each, encoded alone, by name.
+    #: Whether a sample is one sequence; if not, `forward` gets those that `parts` makes of it by name.
     joins_modalities: ClassVar[bool] = True
 
     #: Whether the loss compares the samples of a batch with each other; then smaller batches are another task.
@@ -97,7 +97,7 @@ class TaskHead(nn.Module):
 
         Args:
             sequence: `TokenSequence` of encoded tokens `(batch, tokens, hidden)`, the class token first; what `layers`
-                asks for. A dict of them by modality, if `joins_modalities` is false.
+                asks for. A dict of them by name, if `joins_modalities` is false.
             labels: The task's labels.
             num_items_in_batch: Number of labels in the whole batch of which this is a part, when gradients are
                 accumulated: the loss is then the sum over this part divided by that number.
@@ -112,6 +112,19 @@ class TaskHead(nn.Module):
     def reads_hidden_states(self) -> bool:
         """Whether `sequence.hidden_states` must hold those of all layers."""
         return self.layer_mixture is not None
+
+    def parts(self, sequence: TokenSequence) -> dict[str, TokenSequence]:
+        """What the trunk encodes, each part alone, by the modalities in it, joined by "+".
+
+        Args:
+            sequence: Tokens that are not encoded yet, of all modalities present.
+
+        Returns:
+            One part; one for each modality, if `joins_modalities` is false.
+        """
+        if self.joins_modalities:
+            return {"+".join(sequence.modalities): sequence}
+        return {name: sequence.select([name]) for name in sequence.modalities}
 
     def read(self, sequence: TokenSequence) -> TokenSequence:
         """The sequence with the embeddings that `layers` asks for; the model calls this in front of `forward`."""
