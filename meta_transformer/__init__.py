@@ -48,6 +48,7 @@ from .sequence import TokenSequence  # noqa: E402
 from .tasks import (  # noqa: E402
     MetaTransformerForClassification,
     MetaTransformerForForecasting,
+    MetaTransformerForMultiTask,
     MetaTransformerForRegression,
     MetaTransformerForRetrieval,
     MetaTransformerForSegmentation,
@@ -69,6 +70,7 @@ __all__ = [
     "MetaTransformerConfig",
     "MetaTransformerForClassification",
     "MetaTransformerForForecasting",
+    "MetaTransformerForMultiTask",
     "MetaTransformerForRegression",
     "MetaTransformerForRetrieval",
     "MetaTransformerForSegmentation",

@@ -52,7 +52,7 @@ class MetaTransformerConfig(PreTrainedConfig):
     """
 
     model_type = "meta_transformer"
-    keys_to_ignore_at_inference: ClassVar[list[str]] = ["hidden_states", "attentions", "sizes"]
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["hidden_states", "attentions", "sizes", "losses"]
     base_model_fsdp_plan: ClassVar[dict[Any, str]] = {"encoder.layers.*": "free_full_weight"}
 
     hidden_size: int = 768

@@ -18,7 +18,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
+from transformers.utils.output_capturing import capture_outputs, install_all_output_capturing_hooks
 
 from .checkpoints.loading import LoadingMixin
 from .checkpoints.sharing import SharingMixin
@@ -283,6 +283,8 @@ class MetaTransformerForTask(MetaTransformerPreTrainedModel):
         head = HEADS[self.head_name]
         self.model = MetaTransformerModel(config)
         self.head = head.head_class(config.heads.setdefault(self.head_name, head.config_class()), config)
+        if self.head.reads_hidden_states:
+            install_all_output_capturing_hooks(self.model)  # else under a lock, which does not compile
         self.post_init()
 
     @can_return_tuple
@@ -297,8 +299,8 @@ class MetaTransformerForTask(MetaTransformerPreTrainedModel):
             inputs: As of `MetaTransformerModel.forward`, and those that the head takes itself.
 
         Returns:
-            The head's output: `loss` first, then its predictions. Hidden states and attentions on request, by modality
-            where a head reads several modalities apart.
+            The head's output: `loss` first, then its predictions. Hidden states and attentions on request, by part
+            where a head has several parts of a sample encoded.
         """
         options = {**_pop_options(inputs), "return_dict": True}
         own = {name: inputs.pop(name) for name in self.head.model_input_names if inputs.get(name) is not None}
@@ -309,12 +311,16 @@ class MetaTransformerForTask(MetaTransformerPreTrainedModel):
         if self.head.reads_hidden_states:
             options["output_hidden_states"] = True
         parts = self.head.parts(self.model.tokenize(**inputs))
-        encoded = {name: self.model.encode(part, **options) for name, part in parts.items()}
+        encoded: dict[str, MetaTransformerOutput] = {}
+        read: dict[str, TokenSequence] = {}
         for name, part in parts.items():
-            states = tuple(encoded[name].get("hidden_states") or ())
-            part = replace(part, embeddings=encoded[name].last_hidden_state, hidden_states=states)
-            parts[name] = self.head.read(part)
-        sequence = next(iter(parts.values())) if self.head.joins_modalities else parts
+            twin = next((other for other in encoded if parts[other] is part), name)
+            if twin == name:
+                encoded[name] = self.model.encode(part, **options)
+            states = tuple(encoded[twin].get("hidden_states") or ())
+            part = replace(part, embeddings=encoded[twin].last_hidden_state, hidden_states=states)
+            read[name] = self.head.read(part)
+        sequence = read[""] if self.head.joins_modalities else read
         output = self.head(sequence, labels, num_items_in_batch, **own)
         for name in shown:
             traces = {part: each[name] for part, each in encoded.items() if each.get(name) is not None}

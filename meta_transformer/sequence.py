@@ -201,7 +201,12 @@ class TokenSequence:
         return tuple(segment.modality for segment in self.segments)
 
     def select(self, modalities: Collection[str]) -> "TokenSequence":
-        """The tokens of some modalities, behind what stands in front of the first one; undoes `concatenate`."""
+        """The tokens of some modalities, behind what stands in front of the first one; undoes `concatenate`.
+
+        Of all that there are, it is the sequence itself.
+        """
+        if set(self.modalities) <= set(modalities):
+            return self
         prefix = slice(0, self.segments[0].start)
         columns, segments, start = [prefix], [], prefix.stop
         for segment in self.segments:

@@ -11,6 +11,7 @@ from .modeling import MetaTransformerForTask
 __all__ = [
     "MetaTransformerForClassification",
     "MetaTransformerForForecasting",
+    "MetaTransformerForMultiTask",
     "MetaTransformerForRegression",
     "MetaTransformerForRetrieval",
     "MetaTransformerForSegmentation",
@@ -28,6 +29,12 @@ class MetaTransformerForForecasting(MetaTransformerForTask):
     """What follows in a time series, or what is missing in it; see `heads/forecasting.py`."""
 
     head_name = "forecasting"
+
+
+class MetaTransformerForMultiTask(MetaTransformerForTask):
+    """Several named heads behind one pass of the trunk; see `heads/multi_task.py`."""
+
+    head_name = "multi_task"
 
 
 class MetaTransformerForRetrieval(MetaTransformerForTask):

@@ -30,7 +30,9 @@ def test_without_padding_there_is_no_mask():
 
 def test_modalities_are_selected_behind_the_prefix():
     parts = {"a": TokenSequence(FIRST), "b": TokenSequence(SECOND, MASK), "c": TokenSequence(FIRST + 9)}
-    chosen = TokenSequence.concatenate(PREFIX, parts).select({"b", "c"})
+    joined = TokenSequence.concatenate(PREFIX, parts)
+    assert joined.select(["a", "b", "c"]) is joined
+    chosen = joined.select(["b", "c"])
     expected = TokenSequence.concatenate(PREFIX, {"b": parts["b"], "c": parts["c"]})
     assert_close(chosen.embeddings, expected.embeddings)
     assert_close(chosen.mask, expected.mask)

@@ -69,13 +69,13 @@ class TaskHead(nn.Module):
     layouts: ClassVar[tuple[type[Layout], ...]] = ()
 
     #: Tensors beside the modalities' own that `forward` takes by name.
-    model_input_names: ClassVar[tuple[str, ...]] = ()
+    model_input_names: tuple[str, ...] = ()
 
     #: Whether a sample is one sequence; if not, `forward` gets those that `parts` makes of it by name.
     joins_modalities: ClassVar[bool] = True
 
     #: Whether the loss compares the samples of a batch with each other; then smaller batches are another task.
-    couples_samples: ClassVar[bool] = False
+    couples_samples: bool = False
 
     def __init__(self, config: HeadConfig, model_config: PreTrainedConfig) -> None:
         super().__init__()
@@ -114,16 +114,16 @@ class TaskHead(nn.Module):
         return self.layer_mixture is not None
 
     def parts(self, sequence: TokenSequence) -> dict[str, TokenSequence]:
-        """What the trunk encodes, each part alone, by the modalities in it, joined by "+".
+        """What the trunk encodes, each part alone; parts that are one object are encoded once.
 
         Args:
             sequence: Tokens that are not encoded yet, of all modalities present.
 
         Returns:
-            One part; one for each modality, if `joins_modalities` is false.
+            One part, its name empty; if `joins_modalities` is false, one for each modality by its name.
         """
         if self.joins_modalities:
-            return {"+".join(sequence.modalities): sequence}
+            return {"": sequence}
         return {name: sequence.select([name]) for name in sequence.modalities}
 
     def read(self, sequence: TokenSequence) -> TokenSequence:
@@ -166,6 +166,11 @@ class TaskHead(nn.Module):
 
     def init_parameters(self, std: float) -> None:
         """Initialise bare parameters and buffers; see `ModalityTokenizer.init_parameters`."""
+
+    @classmethod
+    def dummy_config(cls) -> HeadConfig:
+        """Options with which the head can be built, for tests and dry runs."""
+        return cls.config_class()
 
     def dummy_labels(self, sequence: TokenSequence) -> list[Any]:
         """Labels that the head accepts for the samples of a sequence, one for each, for tests and dry runs."""

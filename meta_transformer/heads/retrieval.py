@@ -83,7 +83,7 @@ class RetrievalHead(TaskHead):
 
     config_class: ClassVar[type[HeadConfig]] = RetrievalHeadConfig
     joins_modalities: ClassVar[bool] = False
-    couples_samples: ClassVar[bool] = True
+    couples_samples: bool = True
 
     config: RetrievalHeadConfig
 

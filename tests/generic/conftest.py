@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 
 from meta_transformer import (
     MetaTransformerConfig,
@@ -50,7 +51,9 @@ class Case:
         return [dict(processor(**{self.modality: row}, **self.raw)) for row in rows]
 
     def config(self, **options: Any) -> MetaTransformerConfig:
-        return MetaTransformerConfig(**{**TINY, "modalities": self.processor().tokenizer_configs(), **options})
+        heads = {self.head: HEADS[self.head].head_class.dummy_config()} if self.head else {}
+        own = {"modalities": self.processor().tokenizer_configs(), "heads": heads}
+        return MetaTransformerConfig(**{**TINY, **own, **options})
 
     @property
     def model_class(self) -> type[MetaTransformerForTask]:
@@ -68,6 +71,11 @@ class Case:
             for parameter in model.parameters():
                 parameter.add_(torch.randn_like(parameter), alpha=0.2)
         return model
+
+    @staticmethod
+    def prediction(output: Any) -> torch.Tensor:
+        """The first tensor of a model's output behind the loss."""
+        return tree_leaves({name: value for name, value in output.items() if name != "loss"})[0]
 
     def label_rows(self, count: int = 4) -> list[Any]:
         """The label of each sample of `rows`."""

@@ -22,8 +22,8 @@ def test_a_sample_does_not_depend_on_its_batch(case):
         keep = slice(None) if together.attention_mask is None else together.attention_mask[index]
         for whole, single in zip(together.hidden_states, alone.hidden_states, strict=True):
             assert_close(whole[index][keep], single[0], **TOLERANCE)
-        single = model(**row).to_tuple()[0][0]
-        assert_close(case.cut(model(**batch).to_tuple()[0][index], single), single, **TOLERANCE)
+        single = case.prediction(model(**row))[0]
+        assert_close(case.cut(case.prediction(model(**batch))[index], single), single, **TOLERANCE)
 
 
 def word(name):
@@ -58,28 +58,28 @@ def test_garbage_where_a_mask_is_false_changes_nothing(case, garbage):
     found, expected = model.model(**spoilt), model.model(**batch)
     keep = slice(None) if expected.attention_mask is None else expected.attention_mask
     assert_close(found.last_hidden_state[keep], expected.last_hidden_state[keep], rtol=0, atol=0)
-    assert_close(model(**spoilt).to_tuple()[0], model(**batch).to_tuple()[0], rtol=0, atol=0)
+    assert_close(case.prediction(model(**spoilt)), case.prediction(model(**batch)), rtol=0, atol=0)
 
 
 def test_a_batch_may_be_shuffled(case):
     model, batch = case.lively_model(), case.batch()
     order = torch.tensor([2, 0, 3, 1])
     shuffled = {name: value[order] for name, value in batch.items()}
-    assert_close(model(**shuffled).to_tuple()[0], model(**batch).to_tuple()[0][order], **TOLERANCE)
+    assert_close(case.prediction(model(**shuffled)), case.prediction(model(**batch))[order], **TOLERANCE)
 
 
 def test_outputs_depend_on_the_input(case):
     model = case.model()
-    outputs = model(**case.batch()).to_tuple()[0]
+    outputs = case.prediction(model(**case.batch()))
     assert (outputs[0] - outputs[1]).abs().max() > 1e-4
 
 
 def test_eager_attention_equals_sdpa(case):
     model, batch = case.lively_model(), case.batch()
     model.set_attn_implementation("sdpa")
-    sdpa = model(**batch).to_tuple()[0]
+    sdpa = case.prediction(model(**batch))
     model.set_attn_implementation("eager")
-    assert_close(model(**batch).to_tuple()[0], sdpa, **TOLERANCE)
+    assert_close(case.prediction(model(**batch)), sdpa, **TOLERANCE)
 
 
 def test_hidden_states_and_attentions_on_request(case):
@@ -101,14 +101,14 @@ def test_a_tuple_holds_what_the_output_holds(case):
 def test_float64_inputs_are_taken(case):
     model, batch = case.lively_model(), case.batch()
     double = {name: value.double() if value.is_floating_point() else value for name, value in batch.items()}
-    assert_close(model(**double).to_tuple()[0], model(**batch).to_tuple()[0], **TOLERANCE)
+    assert_close(case.prediction(model(**double)), case.prediction(model(**batch)), **TOLERANCE)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_comes_close(case, dtype):
     model, batch = case.model(), case.batch()
-    full = model(**batch).to_tuple()[0]
-    half = model.to(dtype)(**batch).to_tuple()[0]
+    full = case.prediction(model(**batch))
+    half = case.prediction(model.to(dtype)(**batch))
     assert half.dtype in (dtype, torch.float32)  # some predictions need more digits than half precision has
     assert_close(half.float(), full, rtol=0.1, atol=0.1 * full.abs().max().item())
 
@@ -124,11 +124,11 @@ def test_features_are_one_vector_a_sample_without_gradient(case):
 
 def test_a_modality_embedding_of_zero_changes_nothing(case):
     model, batch = case.model(), case.batch()
-    before = model(**batch).to_tuple()[0]
+    before = case.prediction(model(**batch))
     assert model.model.modality_embeddings[case.modality].abs().max() == 0
     with torch.no_grad():
         model.model.modality_embeddings[case.modality].normal_()
-    assert (model(**batch).to_tuple()[0] - before).abs().max() > 1e-4
+    assert (case.prediction(model(**batch)) - before).abs().max() > 1e-4
 
 
 def test_inputs_of_a_modality_without_tokenizer_are_refused(case):
