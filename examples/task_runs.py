@@ -71,6 +71,7 @@ def train(
     folder: Path,
     *,
     tokenizer: dict[str, Any] | None = None,
+    tokenizers: dict[str, dict[str, Any]] | None = None,
     head: dict[str, Any] | None = None,
     id2label: dict[int, str] | None = None,
     call: dict[str, Any] | None = None,
@@ -85,6 +86,7 @@ def train(
         splits: What is learned from, and what the best epoch is chosen on; rows as the collator takes them.
         folder: Where model and checkpoints go. What is finished there is loaded, what was stopped goes on.
         tokenizer: Options of the tokenizers beside the processor's, the same for all modalities.
+        tokenizers: Options by modality, where they differ.
         head: Options of the head.
         id2label: Names of the classes.
         call: Arguments of the processor's call.
@@ -97,7 +99,10 @@ def train(
     if done.exists():
         return model_class.from_pretrained(folder).eval(), json.loads(done.read_text())
     set_seed(0)
-    configs = {name: {**own, **(tokenizer or {})} for name, own in processor.tokenizer_configs().items()}
+    configs = {
+        name: {**own, **(tokenizer or {}), **(tokenizers or {}).get(name, {})}
+        for name, own in processor.tokenizer_configs().items()
+    }
     labels = {"id2label": id2label} if id2label else {}
     model = model_class.from_pretrained(
         trunk,
