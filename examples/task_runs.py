@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,7 @@ def train(
     head: dict[str, Any] | None = None,
     id2label: dict[int, str] | None = None,
     call: dict[str, Any] | None = None,
+    prepare: Callable[[Any], None] | None = None,
     **options: Any,
 ) -> tuple[MetaTransformerForTask, dict[str, Any]]:
     """Train tokenizers and head on the frozen trunk, choose the best epoch on validation data, and save it.
@@ -90,6 +92,7 @@ def train(
         head: Options of the head.
         id2label: Names of the classes.
         call: Arguments of the processor's call.
+        prepare: Sets weights of the fresh model before training.
         options: Of `TrainingArguments`; `metric_for_best_model` and `num_train_epochs` among them.
 
     Returns:
@@ -111,6 +114,8 @@ def train(
         ignore_mismatched_sizes=True,  # the trunk may come with a tokenizer of another size
         **labels,
     )
+    if prepare:
+        prepare(model)
     fingerprint, start = model.encoder_fingerprint(), time.perf_counter()
     settings: dict[str, Any] = {
         "per_device_train_batch_size": 16,
@@ -130,7 +135,7 @@ def train(
     }
     trainer = Trainer(
         model,
-        TrainingArguments(folder / "trainer", **settings),
+        TrainingArguments(str(folder / "trainer"), **settings),
         train_dataset=splits[0],
         eval_dataset=splits[1],
         data_collator=DataCollatorForMetaTransformer.for_model(model, processor, **(call or {})),
