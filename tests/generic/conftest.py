@@ -129,15 +129,30 @@ def pairs() -> list[tuple[str, str]]:
     ]
 
 
-@pytest.fixture(params=pairs(), ids="-".join)
+PAIRS = pairs()
+# Those where a modality or a head comes first. The fast tier leaves the others out of tests that take seconds a case.
+FIRST = {next(pair for pair in PAIRS if name in pair) for pair in PAIRS for name in pair}
+SEPARABLE = [(modality, head) for modality, head in PAIRS if not HEADS[head].head_class.couples_samples]
+
+
+def by_tier(cases: list[tuple[str, str]]) -> dict[str, Any]:
+    """Arguments of a fixture: each case, marked slow unless it is one of `FIRST`."""
+    params = [pytest.param(pair, marks=() if pair in FIRST else pytest.mark.slow) for pair in cases]
+    return {"params": params, "ids": ["-".join(pair) for pair in cases]}
+
+
+@pytest.fixture(params=PAIRS, ids="-".join)
 def case(request: pytest.FixtureRequest) -> Case:
     return Case(*request.param)
 
 
-SEPARABLE = [(modality, head) for modality, head in pairs() if not HEADS[head].head_class.couples_samples]
+@pytest.fixture(**by_tier(PAIRS))
+def costly_case(request: pytest.FixtureRequest) -> Case:
+    """A case of a test that takes seconds."""
+    return Case(*request.param)
 
 
-@pytest.fixture(params=SEPARABLE, ids="-".join)
+@pytest.fixture(**by_tier(SEPARABLE))
 def separable_case(request: pytest.FixtureRequest) -> Case:
-    """A case whose loss is a sum over samples."""
+    """A case whose loss is a sum over samples, of a test that takes seconds."""
     return Case(*request.param)

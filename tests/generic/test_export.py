@@ -4,14 +4,14 @@ import torch
 from torch.testing import assert_close
 
 
-def test_compiles_to_one_graph(case):
+def test_compiles_to_one_graph(costly_case):
     torch._dynamo.reset()  # else all cases together exceed the number of graphs that one function may have
-    model, batch = case.model(), case.rows(1)[0]
+    model, batch = costly_case.model(), costly_case.rows(1)[0]
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     assert_close(compiled(**batch).to_tuple(), model(**batch).to_tuple())
 
 
-def test_exports(case):
-    model, batch = case.model(), case.rows(1)[0]
+def test_exports(costly_case):
+    model, batch = costly_case.model(), costly_case.rows(1)[0]
     program = torch.export.export(model, (), batch)
     assert_close(program.module()(**batch).to_tuple(), model(**batch).to_tuple())

@@ -88,10 +88,10 @@ def test_weights_missing_from_a_checkpoint_are_initialised_as_in_a_new_model(cas
             assert_close(found[name], tensor, rtol=0, atol=0)
 
 
-def test_any_weight_may_be_missing_alone(case, monkeypatch):
+def test_any_weight_may_be_missing_alone(costly_case, monkeypatch):
     """What transformers allocates for missing weights is NaN here, so that none can be right by chance."""
-    config = case.config()
-    weights = case.model().state_dict()
+    config = costly_case.config()
+    weights = costly_case.model().state_dict()
     zeros_like = torch.zeros_like
 
     def poisoned(tensor, **options):
@@ -100,7 +100,7 @@ def test_any_weight_may_be_missing_alone(case, monkeypatch):
     monkeypatch.setattr(torch, "empty_like", poisoned)
     for missing in weights:
         rest = {name: value.clone() for name, value in weights.items() if name != missing}
-        loaded = case.model_class.from_pretrained(None, config=config, state_dict=rest)
+        loaded = costly_case.model_class.from_pretrained(None, config=config, state_dict=rest)
         assert torch.isfinite(loaded.get_parameter(missing)).all(), missing
 
 

@@ -43,8 +43,8 @@ def test_an_unfrozen_trunk_gets_gradients(case):
     assert not any(".encoder." in name for name in gradients(model, case))
 
 
-def test_training_leaves_the_fingerprint_and_lowers_the_loss(case):
-    model, batch, labels = case.model(), case.batch(), case.labels()
+def test_training_leaves_the_fingerprint_and_lowers_the_loss(costly_case):
+    model, batch, labels = costly_case.model(), costly_case.batch(), costly_case.labels()
     before = model.encoder_fingerprint()
     # Losses that compare samples collapse at high rates: all embeddings become equal, and the gradient zero.
     rate = 3e-4 if model.head.couples_samples else 1e-2
@@ -63,14 +63,14 @@ def test_training_leaves_the_fingerprint_and_lowers_the_loss(case):
 
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("frozen", [True, False])
-def test_activation_checkpointing_recomputes_and_changes_no_gradient(case, frozen, reentrant):
-    model = case.model(freeze_encoder=frozen)
-    plain = gradients(model, case)
+def test_activation_checkpointing_recomputes_and_changes_no_gradient(costly_case, frozen, reentrant):
+    model = costly_case.model(freeze_encoder=frozen)
+    plain = gradients(model, costly_case)
     model.activation_checkpointing_enable({"use_reentrant": reentrant})
     calls = []
     for each in model.model.encoder.layers:
         each.layernorm_before.register_forward_hook(lambda *_: calls.append(1))
-    checkpointed = gradients(model, case)
+    checkpointed = gradients(model, costly_case)
     assert len(calls) == 2 * len(model.model.encoder.layers)
     assert checkpointed.keys() == plain.keys()
     for name, grad in plain.items():
@@ -108,8 +108,8 @@ def test_accumulated_gradients_equal_those_of_the_big_batch(separable_case, tmp_
     assert moved > 1e-3
 
 
-def test_trainer_trains_evaluates_predicts_and_reloads(case, tmp_path):
-    data, model = case.data(8), case.model()
+def test_trainer_trains_evaluates_predicts_and_reloads(costly_case, tmp_path):
+    data, model = costly_case.data(8), costly_case.model()
     before = model.encoder_fingerprint()
     arguments = TrainingArguments(
         tmp_path,
@@ -121,7 +121,7 @@ def test_trainer_trains_evaluates_predicts_and_reloads(case, tmp_path):
         use_cpu=True,
         disable_tqdm=True,
     )
-    collator = case.collator()
+    collator = costly_case.collator()
     trainer = Trainer(
         model,
         arguments,
@@ -134,10 +134,10 @@ def test_trainer_trains_evaluates_predicts_and_reloads(case, tmp_path):
     assert {"eval_loss", *(f"eval_{name}" for name in model.metrics().metrics)} <= set(trainer.evaluate())
     prediction = trainer.predict(data)
     assert len(tree_leaves(prediction.label_ids)[0]) == 8
-    loaded = case.model_class.from_pretrained(tmp_path / "checkpoint-2")
+    loaded = costly_case.model_class.from_pretrained(tmp_path / "checkpoint-2")
     assert loaded.encoder_fingerprint() == model.encoder_fingerprint() == before
     assert not any(p.requires_grad for p in loaded.model.encoder.parameters())
-    found, expected = case.prediction(loaded(**collator(data))), tree_leaves(prediction.predictions)[0]
+    found, expected = costly_case.prediction(loaded(**collator(data))), tree_leaves(prediction.predictions)[0]
     assert_close(found, torch.as_tensor(expected), rtol=1e-4, atol=1e-5)
 
 

@@ -64,4 +64,4 @@ def test_two_processes_take_the_step_of_the_big_batch(tmp_path):
         moved = max((one[name] - start[name]).abs().max() for name in one)
         assert moved > 1e-3, head
         for name, weights in one.items():
-            assert_close(two[name], weights, rtol=1e-3, atol=1e-5, msg=lambda text, name=name: f"{head} {name}: {text}")
+            assert_close(two[name], weights, rtol=1e-3, atol=1e-5)
