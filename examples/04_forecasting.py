@@ -213,15 +213,15 @@ def main() -> None:
         forecasts = {"last value": past[..., -1:]}
         forecasts |= {name: layer.predict(past) for name, layer in linear.items()}
         forecasts[OURS] = predict(model, processor, parts["test"])
-        for name, forecast in forecasts.items():
-            found = errors(forecast, future)
-            scores.setdefault(name, {}).update({f"{metric} {horizon}": value for metric, value in found.items()})
+        found = {name: errors(forecast, future) for name, forecast in forecasts.items()}
+        for metric in ("MSE", "MAE"):
+            for name, values in found.items():
+                scores.setdefault(f"{metric}, {name}", {})[str(horizon)] = values[metric]
         if horizon == HORIZONS[0]:
             shown = {name: forecasts[name] for name in (NORMALISED, OURS)}
             draw(parts["test"], shown, series, options.output / "forecasts.png")
     report = pd.DataFrame(scores).T
-    for metric in ("MSE", "MAE"):
-        report[f"{metric} mean"] = report.filter(like=metric).mean(axis=1)
+    report["mean"] = report.mean(axis=1)
     print_table("ETTh1, test split: standardised, by horizon", report, options.output / "scores.csv")
     console.print(f"Trained in {seconds:.0f} s. Written: scores.csv and forecasts.png in {options.output}")
 

@@ -1,0 +1,78 @@
+"""The example of forecasting: its windows, its linear baseline, and the model that starts from it."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.linear_model import Ridge
+
+from meta_transformer import MetaTransformerConfig, MetaTransformerForForecasting, MetaTransformerProcessor
+from meta_transformer.processors.time_series import TimeSeriesProcessor
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+BORDERS = {"train": (0, 120), "validation": (120, 160), "test": (160, 200)}
+LOOK_BACK, HORIZON = 12, 4
+
+
+@pytest.fixture
+def example(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    module = importlib.import_module("04_forecasting")
+    monkeypatch.setattr(module, "BORDERS", BORDERS)
+    yield module
+    for name in [name for name in sys.modules if name.split(".")[0] in ("recipes", "task_runs", "04_forecasting")]:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def series() -> tuple[pd.DataFrame, TimeSeriesProcessor]:
+    walks = np.random.default_rng(0).normal(size=(200, 2)).cumsum(axis=0) * [1.0, 30.0]
+    table = pd.DataFrame(walks, columns=["load", "oil"], index=pd.date_range("2020-01-01", periods=200, freq="h"))
+    return table, TimeSeriesProcessor().fit(table[:120])
+
+
+def windows(example, series, part: str):
+    return example.Windows(*series, part, LOOK_BACK, HORIZON)
+
+
+def test_windows_are_all_whose_future_lies_in_the_part(example, series) -> None:
+    assert [len(windows(example, series, part)) for part in BORDERS] == [120 - 12 - 4 + 1, 40 - 4 + 1, 40 - 4 + 1]
+    first = windows(example, series, "test")[0]
+    table, processor = series
+    np.testing.assert_allclose(first["time_series"], table[148:160])
+    np.testing.assert_allclose(first["labels"], processor.standardize(table[160:164]))
+
+
+@pytest.mark.parametrize("normalised", [False, True])
+def test_the_linear_baseline_is_the_ridge_regression_of_scikit_learn(example, series, normalised, monkeypatch) -> None:
+    monkeypatch.setattr(example, "RIDGE", [3.0])
+    train, validation = (windows(example, series, part) for part in ("train", "validation"))
+    linear = example.Linear(train, validation, normalised)
+    past, future = (each.reshape(-1, each.shape[-1]) for each in train.arrays())
+    mean, std = past.mean(axis=1, keepdims=True), past.std(axis=1, keepdims=True)
+    if not normalised:
+        mean, std = 0.0, 1.0
+    inputs = np.column_stack([(past - mean) / std, np.ones(len(past))])
+    reference = Ridge(3.0, fit_intercept=False).fit(inputs, (future - mean) / std)
+    np.testing.assert_allclose(linear.predict(past), reference.predict(inputs) * std + mean, atol=1e-8)
+
+
+def test_a_model_that_starts_from_the_linear_layer_forecasts_the_same(example, series) -> None:
+    train, test = (windows(example, series, part) for part in ("train", "test"))
+    linear = example.Linear(train, windows(example, series, "validation"), True)
+    processor = MetaTransformerProcessor(time_series=series[1])
+    torch.manual_seed(0)
+    config = MetaTransformerConfig.tiny(
+        num_hidden_layers=1,
+        modalities={"time_series": {"num_channels": 2, "patch_length": LOOK_BACK, "stride": LOOK_BACK}},
+        heads={"forecasting": {"horizon": HORIZON, "num_tokens": 1, "skip_steps": LOOK_BACK}},
+    )
+    model = MetaTransformerForForecasting(config).eval()
+    expected = linear.predict(test.arrays()[0])
+    assert not np.allclose(example.predict(model, processor, test), expected, atol=1e-2), "the premise: they differ"
+    linear.start(model)
+    np.testing.assert_allclose(example.predict(model, processor, test), expected, atol=1e-4)
