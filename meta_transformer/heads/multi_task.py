@@ -151,7 +151,7 @@ class MultiTaskHead(TaskHead):
 
     def _heads(self) -> dict[str, TaskHead]:
         heads: Any = self.tasks
-        return dict(heads)
+        return dict(heads.items())
 
     @property
     def reads_hidden_states(self) -> bool:
