@@ -28,7 +28,7 @@ from meta_transformer.processors.graph import GraphProcessor
 
 CARD = 0.700  # RMSE of the forest in the set's CARD
 TARGET = "logS"
-# Atoms are tokens, which hold the mean of their bonds: short sequences..
+# Atoms are tokens, which hold the mean of their bonds: short sequences.
 TOKENIZER = {"edge_tokens": False, "max_degree": 5}
 HEAD = {"target_names": [TARGET], "loss": "huber", "pooling": "mean", "dropout": 0.1}
 
@@ -80,14 +80,13 @@ def draw(truth: np.ndarray, predictions: dict[str, np.ndarray], file: Path) -> N
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, len(predictions), figsize=(5 * len(predictions), 5), sharex=True, sharey=True)
+    shape = {"figsize": (5 * len(predictions), 5), "sharex": True, "sharey": True, "layout": "constrained"}
+    figure, axes = pyplot.subplots(1, len(predictions), **shape)
     for axis, (name, predicted) in zip(axes, predictions.items(), strict=True):
         axis.plot(truth, predicted, "o", alpha=0.6)
         axis.axline((0, 0), slope=1, color="black", linewidth=0.8)
         axis.set(title=f"{name}, RMSE {errors(truth, predicted)['RMSE']:.2f}", xlabel="measured, log mol/l")
-        axis.set_aspect("equal")
     axes[0].set_ylabel("predicted, log mol/l")
-    figure.tight_layout()
     figure.savefig(file, dpi=110)
     pyplot.close(figure)
 
