@@ -12,6 +12,7 @@ __all__ = [
     "MetaTransformerForClassification",
     "MetaTransformerForForecasting",
     "MetaTransformerForMultiTask",
+    "MetaTransformerForObjectDetection",
     "MetaTransformerForRegression",
     "MetaTransformerForRetrieval",
     "MetaTransformerForSegmentation",
@@ -35,6 +36,12 @@ class MetaTransformerForMultiTask(MetaTransformerForTask):
     """Several named heads behind one pass of the trunk; see `heads/multi_task.py`."""
 
     head_name = "multi_task"
+
+
+class MetaTransformerForObjectDetection(MetaTransformerForTask):
+    """Boxes and their classes in a picture; see `heads/object_detection.py`."""
+
+    head_name = "object_detection"
 
 
 class MetaTransformerForRetrieval(MetaTransformerForTask):
