@@ -45,6 +45,8 @@ class GridLayout(Layout):
 class ImageLayout(GridLayout):
     """Patches of pictures, `(rows, columns)`, whose predictions can be shown on them.
 
+    Of cubes they are `(groups of bands, rows, columns)`: several tokens for each place.
+
     Attributes:
         size: Height and width of the padded batch in pixels, before it is padded to whole patches.
         sizes: `(batch, 2)`, height and width of each picture; `None` when all fill the batch.

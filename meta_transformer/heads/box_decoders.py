@@ -118,7 +118,7 @@ class DenseBoxes(nn.Module):
 def cell_size(layout: Any, size: Sequence[int]) -> tuple[float, float]:
     """Height and width in pixels of the cells of a map of this many rows and columns over a grid of patches."""
     rows, columns = (
-        count * stride / cells for count, stride, cells in zip(layout.shape, layout.stride, size, strict=True)
+        count * stride / cells for count, stride, cells in zip(layout.shape[-2:], layout.stride[-2:], size, strict=True)
     )
     return rows, columns
 

@@ -57,12 +57,19 @@ class FeatureMap(NamedTuple):
 
 
 def token_map(tokens: Tensor, sequence: TokenSequence, segment: Segment) -> FeatureMap:
-    """The tokens of one segment, `(batch, all tokens, width)`, as a map on their grid."""
+    """The tokens of one segment, `(batch, all tokens, width)`, as a map on their grid.
+
+    Where a place has several tokens, as in cubes, it is their mean.
+    """
     own = slice(segment.start, segment.start + segment.length)
     layout: Any = segment.layout
     grid = layout.shape
     mask = None if sequence.mask is None else sequence.mask[:, own].bool().unflatten(1, grid)
     features = tokens[:, own].transpose(1, 2).unflatten(2, grid)
+    if len(grid) == 3:
+        real = features.new_ones(1, 1, *grid) if mask is None else mask[:, None].to(features)
+        features = features.where(real > 0, 0).sum(dim=2) / real.sum(dim=2).clamp(min=1)
+        mask = None if mask is None else mask.any(dim=1)
     return FeatureMap(features, mask).replace(features)
 
 

@@ -183,7 +183,7 @@ class SegmentationHead(TaskHead):
         layout: Any = segment.layout
         features = self.decoder(sequence, segment)
         logits = features.replace(self.classifier(features.features).float())
-        whole = (layout.shape[0] * layout.stride[0], layout.shape[1] * layout.stride[1])
+        whole = (layout.shape[-2] * layout.stride[-2], layout.shape[-1] * layout.stride[-1])
         resized = logits.resized(whole)[:, :, : layout.size[0], : layout.size[1]]
         loss = None
         if labels is not None:

@@ -24,7 +24,7 @@ from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..sequence import GridLayout, TokenSequence
+from ..sequence import GridLayout, ImageLayout, TokenSequence
 from .base import ModalityTokenizer, TokenizerConfig, pair
 from .padding import first_places, read_mask
 from .positions import InterpolatedPositions
@@ -137,8 +137,8 @@ class HyperspectralTokenizer(ModalityTokenizer):
                 `None` when all samples fill the tensor. A sample without any true value gets no real token.
 
         Returns:
-            `(batch, groups, hidden)` or `(batch, groups * rows * columns, hidden)`, with a `GridLayout` of the padded
-            batch along these axes.
+            `(batch, groups, hidden)` with a `GridLayout`, or `(batch, groups * rows * columns, hidden)` with an
+            `ImageLayout`, of the padded batch along these axes.
 
         Raises:
             ValueError: Other shapes, wavelengths missing, or wavelengths that the tokenizer was not made for, or as
@@ -173,7 +173,14 @@ class HyperspectralTokenizer(ModalityTokenizer):
         if mask is not None:
             mask = first_places(own if self.spatial else [own[0], *(o.clamp(max=1) for o in own[1:])], (groups, *grid))
             mask = mask.flatten(1)
-        return TokenSequence(tokens, mask, self._layout(groups, grid))
+        if not self.spatial:
+            return TokenSequence(tokens, mask, GridLayout((groups,), (self.group,), (self.stride,)))
+        height, width = hyperspectral_values.shape[2:]
+        sizes = None if mask is None else torch.stack(lengths[1:], dim=1)
+        shape, steps = (groups, *grid), (self.stride, *self.patch_size)
+        return TokenSequence(
+            tokens, mask, ImageLayout(shape, (self.group, *self.patch_size), steps, (height, width), sizes)
+        )
 
     def _project(self, values: Tensor, grid: list[int]) -> Tensor:
         """Bands and pixels in whole patches to `(batch, groups, rows, columns, hidden)`."""
@@ -200,11 +207,6 @@ class HyperspectralTokenizer(ModalityTokenizer):
         real = (bands >= 0) & (bands < count[:, None])
         places = torch.where(real, places, 0).unfold(1, self.group, self.stride).sum(dim=-1)
         return self.spectral_positions(places / real.unfold(1, self.group, self.stride).sum(dim=-1).clamp(min=1))
-
-    def _layout(self, groups: int, grid: list[int]) -> GridLayout:
-        if self.spatial:
-            return GridLayout((groups, *grid), (self.group, *self.patch_size), (self.stride, *self.patch_size))
-        return GridLayout((groups,), (self.group,), (self.stride,))
 
     def _check(self, values: Tensor, wavelengths: Tensor | None) -> None:
         shape = tuple(values.shape)

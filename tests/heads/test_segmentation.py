@@ -16,17 +16,17 @@ from meta_transformer.training import DataCollatorForMetaTransformer
 
 PIXELS = torch.rand(2, 3, 32, 48, generator=torch.Generator().manual_seed(0))
 LABELS = torch.randint(0, 3, (2, 32, 48), generator=torch.Generator().manual_seed(1))
+SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 BOTH = pytest.mark.parametrize("decoder", ["progressive", "pyramid"])
 
 
 def model(image: dict | None = None, **options) -> MetaTransformerForSegmentation:
     """One in which every weight matters."""
     torch.manual_seed(0)
-    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
     heads = {"segmentation": {"channels": 32, **options}}
     classes = dict(enumerate(["sky", "road", "tree"]))
     made = MetaTransformerForSegmentation(
-        MetaTransformerConfig(**shape, modalities={"image": image}, heads=heads, id2label=classes)
+        MetaTransformerConfig(**SHAPE, modalities={"image": image}, heads=heads, id2label=classes)
     )
     with torch.no_grad():
         for parameter in made.parameters():
@@ -230,3 +230,43 @@ def test_a_processor_that_resizes_is_followed_by_target_sizes() -> None:
     picture = np.zeros((50, 70, 3), np.uint8)
     output = made(**processor(image=picture))
     assert made.post_process(output, target_sizes=[picture.shape[:2]])[0].shape == (50, 70)
+
+
+def cube_model(decoder: str) -> MetaTransformerForSegmentation:
+    torch.manual_seed(0)
+    cube = {"tokenization": "spatial_spectral", "patch_size": 2, "bands_per_token": 4}
+    modalities = {"hyperspectral": cube}
+    heads = {"segmentation": {"decoder": decoder, "channels": 16}}
+    return MetaTransformerForSegmentation(
+        MetaTransformerConfig(**SHAPE, modalities=modalities, heads=heads, num_labels=2)
+    )
+
+
+@BOTH
+def test_pixels_of_hyperspectral_cubes_are_segmented(decoder) -> None:
+    torch.manual_seed(0)
+    made = cube_model(decoder)
+    truth = (torch.arange(10) > 4).long().expand(2, 9, 10)
+    values = torch.randn(2, 12, 9, 10) + 3 * truth[:, None] * torch.linspace(-1, 1, 12)[:, None, None]
+    optimizer = torch.optim.AdamW([p for p in made.parameters() if p.requires_grad], lr=5e-3)
+    for _ in range(40):
+        loss = made(hyperspectral_values=values, labels=truth).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    logits = made.eval()(hyperspectral_values=values).logits
+    assert logits.shape == (2, 2, 9, 10)
+    assert (logits.argmax(dim=1) == truth).float().mean() > 0.9
+
+
+@BOTH
+@torch.no_grad()
+def test_a_padded_cube_gives_what_it_gives_alone(decoder) -> None:
+    made = cube_model(decoder).eval()
+    for parameter in made.parameters():
+        parameter.add_(torch.randn_like(parameter), alpha=0.2)
+    values, mask = torch.randn(2, 12, 9, 10), torch.ones(2, 12, 9, 10, dtype=torch.bool)
+    mask[1, 6:] = mask[1, :, 5:] = mask[1, :, :, 7:] = False
+    together = made(hyperspectral_values=values, hyperspectral_mask=mask).logits
+    alone = made(hyperspectral_values=values[1:, :6, :5, :7]).logits
+    assert_close(together[1:, :, :5, :7], alone, rtol=1e-5, atol=1e-5)
