@@ -50,10 +50,12 @@ class ImageLayout(GridLayout):
     Attributes:
         size: Height and width of the padded batch in pixels, before it is padded to whole patches.
         sizes: `(batch, 2)`, height and width of each picture; `None` when all fill the batch.
+        pixels: `(batch, channels, height, width)`, what was cut into patches, 0 where padded; `None` if not known.
     """
 
     size: tuple[int, int]
     sizes: Tensor | None = field(default=None, compare=False)
+    pixels: Tensor | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ a feature pyramid over several layers (Semantic FPN, Kirillov et al. 2019, secti
 single positions instead of BatchNorm and GroupNorm, so that no pixel depends on padding or on another picture.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -46,6 +46,9 @@ class SegmentationHeadConfig(HeadConfig):
         pyramid_layers: Layers of the pyramid, see `FeaturePyramid`.
         ignore_index: What stands in a class map where a pixel does not count, beside -100.
         dice_weight: Weight of the Dice loss, which is added to the cross-entropy.
+        detail_channels: Of the detail stream, convolutions over the pixels themselves that sharpen the finest map where
+            patches are too coarse; 0 for none.
+        pixel_channels: Channels of the pictures, for the detail stream.
     """
 
     decoder: Literal["progressive", "pyramid"] = "progressive"
@@ -54,10 +57,17 @@ class SegmentationHeadConfig(HeadConfig):
     pyramid_layers: list[int] | None = None
     ignore_index: int = 255
     dice_weight: float | int = 0.0
+    detail_channels: int = 0
+    pixel_channels: int = 3
 
     def validate_decoder(self) -> None:
         if self.channels < 1:
             raise ValueError(f"channels must be at least 1, got {self.channels}.")
+        if self.detail_channels < 0 or self.pixel_channels < 1:
+            raise ValueError(
+                f"detail_channels must be at least 0 and pixel_channels at least 1, got {self.detail_channels} and "
+                f"{self.pixel_channels}."
+            )
         if self.doublings < 0:
             raise ValueError(f"doublings must be at least 0, got {self.doublings}.")
         if not 0 <= self.dice_weight < float("inf"):
@@ -131,6 +141,49 @@ class PyramidDecoder(nn.Module):
         return self.block(finest.replace(total))
 
 
+class DetailStream(nn.Module):
+    """Convolutions over the pixels, joined with a decoder's map (as the detail capture of ViTMatte, Yao et al. 2024).
+
+    Args:
+        config: The head's.
+        channels: Of the decoder's map.
+        eps: Of the norms.
+    """
+
+    def __init__(self, config: SegmentationHeadConfig, channels: int, eps: float) -> None:
+        super().__init__()
+        own, self.pixel_channels = config.detail_channels, config.pixel_channels
+        self.stem = nn.Sequential(MapBlock(config.pixel_channels, own, "keep", eps), MapBlock(own, own, "keep", eps))
+        self.context = nn.Conv2d(channels, own, 1)
+        self.block = MapBlock(2 * own, own, "keep", eps)
+
+    def forward(self, features: FeatureMap, layout: ImageLayout) -> FeatureMap:
+        """From a decoder's map to one of every pixel."""
+        pixels, mask = layout.pixels, None
+        if pixels is None or pixels.shape[1] != self.pixel_channels:
+            raise ValueError(
+                f"the head's pixel_channels is {self.pixel_channels}, but the pictures have "
+                f"{'none that are known' if pixels is None else pixels.shape[1]}; set it to their number."
+            )
+        if layout.sizes is not None:
+            mask = inside(layout.sizes, layout.size)
+        fine = self.stem(FeatureMap(pixels.to(features.features.dtype), mask))
+        context = features.replace(self.context(features.features)).resized(whole_size(layout))
+        context = context[:, :, : layout.size[0], : layout.size[1]]
+        return self.block(fine.replace(torch.cat([fine.features, context], dim=1)))
+
+
+def inside(sizes: Tensor, size: Sequence[int]) -> Tensor:
+    """Where the pictures of a batch are: `(batch, height, width)` of sizes `(batch, 2)` and the batch's own."""
+    rows, columns = (torch.arange(length, device=sizes.device) for length in size)
+    return (rows < sizes[:, :1])[:, :, None] & (columns < sizes[:, 1:])[:, None]
+
+
+def whole_size(layout: ImageLayout) -> tuple[int, int]:
+    """Height and width of the patches together, which may reach beyond the picture."""
+    return layout.shape[-2] * layout.stride[-2], layout.shape[-1] * layout.stride[-1]
+
+
 class SegmentationHead(TaskHead):
     """A decoder, and a linear layer for each position of its finest map."""
 
@@ -152,7 +205,10 @@ class SegmentationHead(TaskHead):
             )
         decoder = ProgressiveDecoder if config.decoder == "progressive" else PyramidDecoder
         self.decoder = decoder(config, model_config)
-        self.classifier = nn.Conv2d(self.decoder.channels, self.num_labels, 1)
+        self.details = None
+        if config.detail_channels:
+            self.details = DetailStream(config, self.decoder.channels, model_config.layer_norm_eps)
+        self.classifier = nn.Conv2d(config.detail_channels or self.decoder.channels, self.num_labels, 1)
 
     @property
     def reads_hidden_states(self) -> bool:
@@ -182,9 +238,11 @@ class SegmentationHead(TaskHead):
         segment = self.segment_of(sequence)
         layout: Any = segment.layout
         features = self.decoder(sequence, segment)
+        if self.details is not None:
+            features = self.details(features, layout)
         logits = features.replace(self.classifier(features.features).float())
-        whole = (layout.shape[-2] * layout.stride[-2], layout.shape[-1] * layout.stride[-1])
-        resized = logits.resized(whole)[:, :, : layout.size[0], : layout.size[1]]
+        size = layout.size if self.details is not None else whole_size(layout)
+        resized = logits.resized(size)[:, :, : layout.size[0], : layout.size[1]]
         loss = None
         if labels is not None:
             loss = self.loss(resized, self._checked(labels, resized, layout.sizes), num_items_in_batch)
@@ -218,9 +276,7 @@ class SegmentationHead(TaskHead):
         labels = checked_classes(labels, self.num_labels, self.config.ignore_index)
         if sizes is None or torch.compiler.is_compiling():
             return labels
-        places = [torch.arange(length, device=labels.device) for length in expected[1:]]
-        inside = (places[0] < sizes[:, :1])[:, :, None] & (places[1] < sizes[:, 1:])[:, None]
-        beyond = ((labels != IGNORED) & ~inside).flatten(1).any(dim=1)
+        beyond = ((labels != IGNORED) & ~inside(sizes, expected[1:])).flatten(1).any(dim=1)
         if beyond.any():
             sample = int(beyond.nonzero()[0])
             raise ValueError(

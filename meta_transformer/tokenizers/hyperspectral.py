@@ -145,12 +145,13 @@ class HyperspectralTokenizer(ModalityTokenizer):
                 `read_mask`.
         """
         self._check(hyperspectral_values, wavelengths)
-        values = hyperspectral_values
-        mask, lengths = read_mask("hyperspectral_mask", hyperspectral_mask, values, [1, 2, 3])
+        pixels = hyperspectral_values
+        mask, lengths = read_mask("hyperspectral_mask", hyperspectral_mask, pixels, [1, 2, 3])
         if mask is not None:
-            values = values.masked_fill(~mask, 0)  # not by a product: zero times NaN is NaN
+            pixels = pixels.masked_fill(~mask, 0)  # not by a product: zero times NaN is NaN
             if wavelengths is not None:
-                wavelengths = wavelengths.masked_fill(~first_places(lengths[:1], values.shape[1:2]), 0)
+                wavelengths = wavelengths.masked_fill(~first_places(lengths[:1], pixels.shape[1:2]), 0)
+        values = pixels
         groups = -(-values.shape[1] // self.stride)
         grid = [-(-size // patch) for size, patch in zip(values.shape[2:], self.patch_size, strict=True)]
         if not self.spatial:
@@ -175,12 +176,11 @@ class HyperspectralTokenizer(ModalityTokenizer):
             mask = mask.flatten(1)
         if not self.spatial:
             return TokenSequence(tokens, mask, GridLayout((groups,), (self.group,), (self.stride,)))
-        height, width = hyperspectral_values.shape[2:]
+        height, width = pixels.shape[2:]
         sizes = None if mask is None else torch.stack(lengths[1:], dim=1)
         shape, steps = (groups, *grid), (self.stride, *self.patch_size)
-        return TokenSequence(
-            tokens, mask, ImageLayout(shape, (self.group, *self.patch_size), steps, (height, width), sizes)
-        )
+        layout = ImageLayout(shape, (self.group, *self.patch_size), steps, (height, width), sizes, pixels)
+        return TokenSequence(tokens, mask, layout)
 
     def _project(self, values: Tensor, grid: list[int]) -> Tensor:
         """Bands and pixels in whole patches to `(batch, groups, rows, columns, hidden)`."""

@@ -169,7 +169,7 @@ class PatchTokenizer(ModalityTokenizer):
         mask, sizes = read_mask(f"{self.input_prefix}_mask", mask, values, [2, 3])
         if mask is not None:
             values = values.masked_fill(~mask[:, None], 0)
-        height, width = values.shape[-2:]
+        pixels, (height, width) = values, values.shape[-2:]
         own_sizes = None if mask is None else torch.stack(sizes, 1)
         values = functional.pad(values, (0, -width % self.patch_size[1], 0, -height % self.patch_size[0]))
         grid = (values.shape[2] // self.patch_size[0], values.shape[3] // self.patch_size[1])
@@ -177,7 +177,7 @@ class PatchTokenizer(ModalityTokenizer):
         mask = None if mask is None else first_places(own_grids, grid)
         patches = self.projection(values if self.stem is None else self.stem(values, mask))
         tokens = patches.flatten(2).transpose(1, 2)
-        layout = ImageLayout(grid, self.patch_size, self.patch_size, (height, width), own_sizes)
+        layout = ImageLayout(grid, self.patch_size, self.patch_size, (height, width), own_sizes, pixels)
         if mask is None:
             return TokenSequence(tokens + self._positions(grid), layout=layout)
         return TokenSequence(tokens + self._ragged_positions(torch.stack(own_grids, 1), grid), mask.flatten(1), layout)

@@ -270,3 +270,28 @@ def test_a_padded_cube_gives_what_it_gives_alone(decoder) -> None:
     together = made(hyperspectral_values=values, hyperspectral_mask=mask).logits
     alone = made(hyperspectral_values=values[1:, :6, :5, :7]).logits
     assert_close(together[1:, :, :5, :7], alone, rtol=1e-5, atol=1e-5)
+
+
+@BOTH
+@torch.no_grad()
+def test_the_detail_stream_sees_single_pixels_and_no_padding(decoder) -> None:
+    pictures, processor = ragged()
+    made = model(decoder=decoder, detail_channels=8)
+    batch = processor(image=pictures)
+    together = made(**batch).logits
+    for index, picture in enumerate(pictures):
+        alone = made(**processor(image=[picture])).logits[0]
+        rows, columns = picture.shape[:2]
+        assert_close(together[index, :, :rows, :columns], alone, rtol=1e-5, atol=1e-5)
+    made.head.details.context.weight.zero_()  # without what comes from the trunk
+    pixels = PIXELS.clone()
+    pixels[0, :, 20, 30] += 3
+    change = (made(pixel_values=pixels).logits - made(pixel_values=PIXELS).logits)[0].abs().amax(dim=0)
+    assert change[20, 30] > 1e-3
+    change[17:24, 27:34] = 0  # what three convolutions of 3 x 3 reach
+    assert change.max() == 0
+
+
+def test_a_detail_stream_for_other_channels_is_refused() -> None:
+    with pytest.raises(ValueError, match="pixel_channels is 4"):
+        model(detail_channels=8, pixel_channels=4)(pixel_values=PIXELS)
