@@ -6,11 +6,11 @@
 Seven hourly series, standardised by the rows of training. From `--look-back` steps the next 96, 192, 336 and 720, at
 every hour of the usual borders, none dropped. For each horizon a tokenizer and a forecasting head are trained; the
 trunk, 192 wide and 4 deep with random weights unless `--encoder` names others, stays as it is. Each series is one token
-(as in iTransformer, Liu et al. 2024), so that the trunk mixes series. The head's linear layer beside the tokens starts
-as the normalised baseline and what reads the tokens at zero: training finds what the tokens know beyond it.
+(as in iTransformer, Liu et al. 2024), so that the trunk mixes series. The head's linear layers beside the tokens start
+as the last of the baselines and what reads the tokens at zero: training finds what the tokens know beyond it.
 
 The best epoch is chosen on validation data. The test split is measured once, beside baselines made in the same run:
-repeating the last value, and linear layers in closed form, shared by the series.
+repeating the last value, and linear layers in closed form, shared by the series or one for each.
 
 Prints MSE and MAE of standardised values. Writes them, the models, and a plot of forecasts to `--output`. What is
 finished is kept there: a run that was stopped goes on where it was, unless its settings are others now; `--fresh`
@@ -32,7 +32,7 @@ from meta_transformer.processors.time_series import TimeSeriesProcessor
 HORIZONS = [96, 192, 336, 720]
 # Rows of which the targets of each part are; the look-backs of its first windows begin before them.
 BORDERS = {"train": (0, 8640), "validation": (8640, 11520), "test": (11520, 14400)}
-NORMALISED, OURS = "linear layer, normalised", "frozen trunk"
+OWN, OURS = "linear layer for each series", "frozen trunk"
 RIDGE = [0.1, 1.0, 10.0, 100.0, 1e3, 1e4]
 
 
@@ -77,27 +77,40 @@ class Linear:
 
     Args:
         train: What it is fitted to.
-        validation: What the strength of the ridge is chosen on.
-        normalised: Whether each look-back is brought to mean 0 and deviation 1 first, as our tokenizer does.
+        validation: What the strengths of the ridges are chosen on.
+        normalised: Whether each look-back is brought to mean 0 and deviation 1 first.
+        own: Whether each series then gets weights of its own, by a ridge regression of what is left.
 
     Attributes:
         validation: Its MSE on validation data.
+        weights: `(series, look_back + 1, horizon)`, the bias last.
     """
 
-    def __init__(self, train: Windows, validation: Windows, normalised: bool) -> None:
+    def __init__(self, train: Windows, validation: Windows, *, normalised: bool = False, own: bool = False) -> None:
         self.normalised = normalised
-        size = train.look_back + 1
-        gram, moment = np.zeros((size, size)), np.zeros((size, train.horizon))
-        for past, future in zip(*(np.moveaxis(each, 1, 0) for each in train.arrays()), strict=True):  # by series
-            inputs, mean, std = self._inputs(past)
-            gram = gram + inputs.T @ inputs
-            moment = moment + inputs.T @ ((future - mean) / std)
-        found = []
-        for strength in RIDGE:
-            self.weights = np.linalg.solve(gram + strength * np.eye(size), moment)
-            past, future = validation.arrays()
-            found.append((errors(self.predict(past), future)["MSE"], self.weights))
-        self.validation, self.weights = min(found, key=lambda each: each[0])
+        steps, (past, future) = train.look_back, validation.arrays()
+        grams, moments = [], []
+        for inputs, targets in zip(*(np.moveaxis(each, 1, 0) for each in train.arrays()), strict=True):  # by series
+            inputs, mean, std = self._inputs(inputs)
+            grams.append(inputs.T @ inputs)
+            moments.append(inputs.T @ ((targets - mean) / std))
+
+        def choose(candidates: list[np.ndarray]) -> None:
+            found = []
+            for self.weights in candidates:
+                found.append((errors(self.predict(past), future)["MSE"], self.weights))
+            self.validation, self.weights = min(found, key=lambda each: each[0])
+
+        ridges = [strength * np.eye(steps + 1) for strength in RIDGE]
+        choose([np.stack([np.linalg.solve(sum(grams) + ridge, sum(moments))] * len(grams)) for ridge in ridges])
+        if own:
+            shared, candidates = self.weights, [self.weights]
+            for ridge in ridges:
+                candidates.append(shared.copy())
+                for place, (gram, moment) in enumerate(zip(grams, moments, strict=True)):
+                    left = (moment - gram @ shared[place])[:steps]
+                    candidates[-1][place, :steps] += np.linalg.solve((gram + ridge)[:steps, :steps], left)
+            choose(candidates)
 
     def _inputs(self, past: np.ndarray) -> tuple[np.ndarray, Any, Any]:
         mean, std = 0.0, 1.0
@@ -109,15 +122,15 @@ class Linear:
     def predict(self, past: np.ndarray) -> np.ndarray:
         """From look-backs `(windows, series, look_back)` to `(windows, series, horizon)`."""
         inputs, mean, std = self._inputs(past)
-        return inputs @ self.weights * std + mean
+        return np.einsum("wsi,sih->wsh", inputs, self.weights, optimize=True) * std + mean
 
     @torch.no_grad()
     def start(self, model: Any) -> None:
-        """Let the model's forecasts be these, if normalised."""
+        """Let the model's forecasts be these, if its tokenizer normalises as this does."""
         weights = torch.from_numpy(self.weights)
-        model.head.skip.weight.copy_(weights[:-1].T)
+        model.head.skip.weight.copy_(weights[:, :-1].mT.flatten(0, 1)[:, None])
         model.head.decoder.weight.zero_()
-        model.head.decoder.bias.copy_(weights[-1])
+        model.head.decoder.bias.copy_(weights[0, -1])
 
 
 # 3. Predict
@@ -180,8 +193,9 @@ def main() -> None:
         sizes = ", ".join(f"{len(windows):,} windows {part}" for part, windows in parts.items())
         console.print(f"Horizon {horizon}: {sizes}")
         linear = {
-            name: Linear(parts["train"], parts["validation"], normalised)
-            for name, normalised in {"linear layer": False, NORMALISED: True}.items()
+            "linear layer": Linear(parts["train"], parts["validation"]),
+            "linear layer, normalised": Linear(parts["train"], parts["validation"], normalised=True),
+            OWN: Linear(parts["train"], parts["validation"], own=True),
         }
         model, training = train(
             MetaTransformerForForecasting,
@@ -189,19 +203,19 @@ def main() -> None:
             processor,
             (parts["train"], parts["validation"]),
             options.output / f"horizon_{horizon}",
-            tokenizer={"patch_length": options.look_back, "stride": options.look_back},
+            tokenizer={"patch_length": options.look_back, "stride": options.look_back, "instance_norm": False},
             head={
                 "horizon": horizon,
                 "num_tokens": 1,
                 "layers": "all",
                 "skip_steps": options.look_back,
-                "loss": "huber",
+                "skip_channels": len(series.channels or []),
             },
-            prepare=linear[NORMALISED].start,
+            prepare=linear[OWN].start,
             num_train_epochs=options.epochs,
             per_device_train_batch_size=32,
             per_device_eval_batch_size=256,
-            learning_rate=5e-4,
+            learning_rate=3e-5,
             batch_eval_metrics=True,
             metric_for_best_model="mse",
             greater_is_better=False,
@@ -218,7 +232,7 @@ def main() -> None:
             for name, values in found.items():
                 scores.setdefault(f"{metric}, {name}", {})[str(horizon)] = values[metric]
         if horizon == HORIZONS[0]:
-            shown = {name: forecasts[name] for name in (NORMALISED, OURS)}
+            shown = {name: forecasts[name] for name in (OWN, OURS)}
             draw(parts["test"], shown, series, options.output / "forecasts.png")
     report = pd.DataFrame(scores).T
     report["mean"] = report.mean(axis=1)

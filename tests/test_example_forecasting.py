@@ -51,25 +51,44 @@ def test_windows_are_all_whose_future_lies_in_the_part(example, series) -> None:
 def test_the_linear_baseline_is_the_ridge_regression_of_scikit_learn(example, series, normalised, monkeypatch) -> None:
     monkeypatch.setattr(example, "RIDGE", [3.0])
     train, validation = (windows(example, series, part) for part in ("train", "validation"))
-    linear = example.Linear(train, validation, normalised)
+    linear = example.Linear(train, validation, normalised=normalised)
+    whole = train.arrays()[0]
     past, future = (each.reshape(-1, each.shape[-1]) for each in train.arrays())
     mean, std = past.mean(axis=1, keepdims=True), past.std(axis=1, keepdims=True)
     if not normalised:
         mean, std = 0.0, 1.0
     inputs = np.column_stack([(past - mean) / std, np.ones(len(past))])
     reference = Ridge(3.0, fit_intercept=False).fit(inputs, (future - mean) / std)
-    np.testing.assert_allclose(linear.predict(past), reference.predict(inputs) * std + mean, atol=1e-8)
+    expected = reference.predict(inputs) * std + mean
+    np.testing.assert_allclose(linear.predict(whole).reshape(expected.shape), expected, atol=1e-8)
 
 
-def test_a_model_that_starts_from_the_linear_layer_forecasts_the_same(example, series) -> None:
+def test_a_series_of_its_own_weights_is_fitted_to_what_the_shared_ones_leave(example, series, monkeypatch) -> None:
+    monkeypatch.setattr(example, "RIDGE", [3.0])
+    train, validation = (windows(example, series, part) for part in ("train", "validation"))
+    shared, own = (example.Linear(train, validation, own=own) for own in (False, True))
+    past, future = train.arrays()
+    left = future - shared.predict(past)
+    for place in range(2):
+        ridge = Ridge(3.0, fit_intercept=False).fit(past[:, place], left[:, place])
+        found = own.weights[place] - shared.weights[place]
+        if own.validation < shared.validation:
+            np.testing.assert_allclose(found[:-1], ridge.coef_.T, atol=1e-8)
+        np.testing.assert_allclose(found[-1], 0)
+    assert own.validation <= shared.validation
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_model_that_starts_from_the_linear_layer_forecasts_the_same(example, series, own) -> None:
     train, test = (windows(example, series, part) for part in ("train", "test"))
-    linear = example.Linear(train, windows(example, series, "validation"), True)
+    linear = example.Linear(train, windows(example, series, "validation"), own=own)
     processor = MetaTransformerProcessor(time_series=series[1])
     torch.manual_seed(0)
+    tokenizer = {"patch_length": LOOK_BACK, "stride": LOOK_BACK, "instance_norm": False}
     config = MetaTransformerConfig.tiny(
         num_hidden_layers=1,
-        modalities={"time_series": {"num_channels": 2, "patch_length": LOOK_BACK, "stride": LOOK_BACK}},
-        heads={"forecasting": {"horizon": HORIZON, "num_tokens": 1, "skip_steps": LOOK_BACK}},
+        modalities={"time_series": {**tokenizer, "num_channels": 2}},
+        heads={"forecasting": {"horizon": HORIZON, "num_tokens": 1, "skip_steps": LOOK_BACK, "skip_channels": 2}},
     )
     model = MetaTransformerForForecasting(config).eval()
     expected = linear.predict(test.arrays()[0])

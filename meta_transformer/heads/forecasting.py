@@ -53,8 +53,9 @@ class ForecastingHeadConfig(HeadConfig):
             `quantiles`.
         quantiles: Which to predict, in rising order, trained by the pinball loss (Koenker and Bassett 1978).
         num_future_features: Covariates of a future step that are known beforehand, such as its calendar.
-        skip_steps: Last steps of the look-back that a linear layer without bias reads directly, beside the tokens, the
-            same for all channels (DLinear, Zeng et al. 2023, section 4); 0 for none.
+        skip_steps: Last steps of the look-back that a linear layer without bias reads directly, beside the tokens
+            (Zeng et al. 2023, section 4); 0 for none.
+        skip_channels: Channels of the series, so that each has such a layer of its own; `None`: one for all.
         dropout: Dropout in front of the linear layer.
     """
 
@@ -67,14 +68,18 @@ class ForecastingHeadConfig(HeadConfig):
     quantiles: list[float] | None = None
     num_future_features: int = 0
     skip_steps: int = 0
+    skip_channels: int | None = None
     dropout: float | int = 0.0
 
     def validate_sizes(self) -> None:
         for name in ("horizon", "num_tokens", "patch_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        if self.num_channels is not None and self.num_channels < 1:
-            raise ValueError(f"num_channels must be at least 1, or None, got {self.num_channels}.")
+        for name in ("num_channels", "skip_channels"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, or None, got {getattr(self, name)}.")
+        if self.skip_channels is not None and not self.skip_steps:
+            raise ValueError(f"skip_channels needs skip_steps, which is 0, got {self.skip_channels}.")
         for name in ("num_future_features", "skip_steps"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}.")
@@ -135,7 +140,8 @@ class ForecastingHead(TaskHead):
             self.covariates = FutureCovariates(config.num_future_features, hidden, outputs)
         self.skip = None
         if config.skip_steps:
-            self.skip = nn.Linear(config.skip_steps, config.horizon, bias=False)
+            channels = config.skip_channels or 1
+            self.skip = nn.Conv1d(channels, channels * config.horizon, config.skip_steps, groups=channels, bias=False)
 
     def forward(
         self,
@@ -180,7 +186,10 @@ class ForecastingHead(TaskHead):
         values = values.unflatten(-1, (-1, len(self.config.quantiles or [0.5]))).transpose(1, 2).flatten(2, 3)
         if self.skip is not None:
             window = last_places(layout.values, layout.lengths, self.config.skip_steps)
-            values = values + self.skip(window.mT.to(self.skip.weight.dtype)).float().mT[..., None]
+            window = window.mT.to(self.skip.weight.dtype)  # (batch, channels, steps)
+            rows = window if self.config.skip_channels else window.flatten(0, 1)[:, None]
+            skipped = self.skip(rows).float().reshape(*window.shape[:2], self.config.horizon)
+            values = values + skipped.mT[..., None]
         values = values.sort(dim=-1).values if self.config.quantiles else values
         loc, scale = (each[:, None, :, None] for each in (layout.loc, layout.scale))
         predictions = values * scale + loc
@@ -238,6 +247,8 @@ class ForecastingHead(TaskHead):
             )
         if config.num_channels not in (None, layout.loc.shape[1]):
             raise ValueError(f"the head's num_channels is {config.num_channels}, got {layout.loc.shape[1]} channels.")
+        if config.skip_channels not in (None, layout.loc.shape[1]):
+            raise ValueError(f"the head's skip_channels is {config.skip_channels}, got {layout.loc.shape[1]} channels.")
         if config.objective == "reconstruction" and layout.patch_size[-1] != config.patch_length:
             raise ValueError(
                 f"the head's patch_length is {config.patch_length}, but the tokenizer's is {layout.patch_size[-1]}; "

@@ -134,10 +134,11 @@ def test_every_form_forecasts_any_horizon_and_number_of_channels(horizon, channe
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("own", [None, 2])
 @pytest.mark.parametrize("form", ["channel_independent", "channel_mixing", "convolution"])
-def test_a_series_has_the_same_forecast_alone_and_padded(form) -> None:
+def test_a_series_has_the_same_forecast_alone_and_padded(form, own) -> None:
     mixed = None if form == "channel_independent" else 2
-    model = make({"form": form, "num_channels": 2}, num_channels=mixed, skip_steps=6)
+    model = make({"form": form, "num_channels": 2}, num_channels=mixed, skip_steps=6, skip_channels=own)
     lengths = [3, 11, 24]
     mask = torch.arange(24) < torch.tensor(lengths)[:, None]
     padded = PAST[:3].masked_fill(~mask[:, :, None], torch.nan)
@@ -258,6 +259,8 @@ def test_a_head_for_another_form_is_refused(form, channels, message) -> None:
         ({"horizon": 0}, "horizon must be at least 1, got 0"),
         ({"num_tokens": 0}, "num_tokens must be at least 1"),
         ({"skip_steps": -1}, "skip_steps must be at least 0"),
+        ({"skip_steps": 4, "skip_channels": 0}, "skip_channels must be at least 1"),
+        ({"skip_channels": 2}, "needs skip_steps"),
         ({"num_channels": 0}, "num_channels must be at least 1, or None"),
         ({"num_future_features": -1}, "num_future_features must be at least 0"),
         ({"quantiles": [0.0, 0.5]}, "above 0 and below 1 in rising order"),
