@@ -11,6 +11,7 @@ from torch.testing import assert_close
 # One step of SGD by `Trainer` for each head: rows of different label counts, so that a mean of means would differ.
 STEP = """
 import sys
+import torch
 from transformers import Trainer, TrainingArguments
 from meta_transformer import (
     MetaTransformerConfig, MetaTransformerForClassification, MetaTransformerForRetrieval, MetaTransformerForSegmentation
