@@ -10,6 +10,7 @@ from torch.testing import assert_close
 
 # One step of SGD by `Trainer` for each head: rows of different label counts, so that a mean of means would differ.
 STEP = """
+import os
 import sys
 import torch
 from transformers import Trainer, TrainingArguments
@@ -34,7 +35,8 @@ folder, batch_size = sys.argv[1], int(sys.argv[2])
 for name, (model_class, labels, heads) in HEADS.items():
     torch.manual_seed(0)
     model = model_class(MetaTransformerConfig(**SHAPE, modalities=["image"], heads=heads))
-    model.save_pretrained(f"{folder}/{name}/start")
+    if os.environ.get("RANK", "0") == "0":  # as Trainer does: two savers of one folder would take each other's files
+        model.save_pretrained(f"{folder}/{name}/start")
     arguments = TrainingArguments(
         f"{folder}/{name}", per_device_train_batch_size=batch_size, max_steps=1, learning_rate=1.0,
         lr_scheduler_type="constant", max_grad_norm=0, optim="sgd", remove_unused_columns=False, report_to=[],
