@@ -182,8 +182,8 @@ class MultiTaskHead(TaskHead):
         Args:
             sequence: As of `parts`, encoded.
             labels: Those of each task by name. A task without labels adds nothing to the loss.
-            num_items_in_batch: By task, see `TaskHead.forward`. `Trainer`, which counts no labels in a dict, gives
-                none, and takes the mean over the parts of a batch: exact where each holds as many labels of a task.
+            num_items_in_batch: By task, see `TaskHead.forward`; from `MixtureTrainer`. Plain `Trainer` counts no labels
+                in a dict, and takes the mean over the parts of a batch: exact where each has as many of a task.
             inputs: Those that the heads take.
 
         Returns:

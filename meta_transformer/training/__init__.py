@@ -1,18 +1,28 @@
 """Training on raw samples."""
 
+from importlib import import_module
 from typing import Any
 
 from .collator import DataCollatorForMetaTransformer
 from .masked_series import anomaly_scores, hide_steps
+from .mixture import TaskMixture, TemperatureBatchSampler
 from .token_budget import TokenBudgetBatchSampler, count_tokens
 
-__all__ = ["DataCollatorForMetaTransformer", "TokenBudgetBatchSampler", "anomaly_scores", "count_tokens", "hide_steps"]
+__all__ = [
+    "DataCollatorForMetaTransformer",
+    "TaskMixture",
+    "TemperatureBatchSampler",
+    "TokenBudgetBatchSampler",
+    "anomaly_scores",
+    "count_tokens",
+    "hide_steps",
+]
+
+_TRAINERS = {"MixtureTrainer": "mixture_trainer", "TokenBudgetTrainer": "token_budget_trainer"}
 
 
 def __getattr__(name: str) -> Any:
-    """`TokenBudgetTrainer`, on demand: plain loops need not wait for the import of transformers' `Trainer`."""
-    if name != "TokenBudgetTrainer":
+    """The trainers, on demand: plain loops need not wait for the import of transformers' `Trainer`."""
+    if name not in _TRAINERS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from .token_budget_trainer import TokenBudgetTrainer
-
-    return TokenBudgetTrainer
+    return getattr(import_module(f".{_TRAINERS[name]}", __name__), name)
