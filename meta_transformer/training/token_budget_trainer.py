@@ -66,23 +66,26 @@ class TokenBudgetTrainer(Trainer):
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         shuffle = self.args.train_sampling_strategy != "sequential"
         options = {"shuffle": shuffle, "seed": seed, "drop_last": self.args.dataloader_drop_last}
-        return self._by_tokens(loader, self.train_dataset, options)
+        return self._by_tokens(loader, self.train_dataset, **{**options, **self.sampler_kwargs})
 
     def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
         loader = super().get_eval_dataloader(eval_dataset)
         own: Any = self.eval_dataset
         dataset = own if eval_dataset is None else own[eval_dataset] if isinstance(eval_dataset, str) else eval_dataset
-        return loader if self.args.world_size > 1 else self._by_tokens(loader, dataset, {"shuffle": False})
+        return self._in_order(loader, dataset)
 
     def get_test_dataloader(self, test_dataset: Dataset) -> DataLoader:
         loader = super().get_test_dataloader(test_dataset)
-        return loader if self.args.world_size > 1 else self._by_tokens(loader, test_dataset, {"shuffle": False})
+        return self._in_order(loader, test_dataset)
 
-    def _by_tokens(self, loader: DataLoader, dataset: Any, options: dict[str, Any]) -> DataLoader:
+    def _in_order(self, loader: DataLoader, dataset: Any) -> DataLoader:
+        if self.args.world_size > 1:
+            return loader
+        return self._by_tokens(loader, dataset, **{**self.sampler_kwargs, "shuffle": False})
+
+    def _by_tokens(self, loader: DataLoader, dataset: Any, **options: Any) -> DataLoader:
         """The loader that `Trainer` made for a data set, with other batches."""
-        sampler = TokenBudgetBatchSampler(
-            self._token_lengths(dataset), self.max_tokens, **{**self.sampler_kwargs, **options}
-        )
+        sampler = TokenBudgetBatchSampler(self._token_lengths(dataset, loader), self.max_tokens, **options)
         kept = {name: getattr(loader, name) for name in _KEPT}
         prepared: Any = self.accelerator.prepare(DataLoader(loader.dataset, batch_sampler=sampler, **kept))
         # Trainer looks one level below the loader's batch sampler for this. On several processes the sampler is two
@@ -90,7 +93,7 @@ class TokenBudgetTrainer(Trainer):
         prepared.batch_sampler.set_epoch = sampler.set_epoch
         return prepared
 
-    def _token_lengths(self, dataset: Any) -> Any:
+    def _token_lengths(self, dataset: Any, loader: DataLoader) -> Any:
         if not hasattr(dataset, "__len__"):
             raise TypeError(
                 f"Batches by tokens need a data set with a length, got {type(dataset).__name__}; use Trainer for it."
@@ -98,17 +101,18 @@ class TokenBudgetTrainer(Trainer):
         if id(dataset) not in self._lengths:
             column = self.args.length_column_name
             known = column in (getattr(dataset, "column_names", None) or ())
-            lengths = dataset[column][:] if known else self._count(dataset)
+            lengths = dataset[column][:] if known else self._count(loader)
             self._lengths[id(dataset)] = (dataset, lengths)
         lengths = self._lengths[id(dataset)][1]
         if len(lengths) != len(dataset):
             raise ValueError(f"lengths has {len(lengths)} entries for {len(dataset)} samples; give one for each.")
         return lengths
 
-    def _count(self, dataset: Any) -> np.ndarray:
+    def _count(self, loader: Any) -> np.ndarray:
         model: Any = self.model
         batch_size, progress = self.args.per_device_eval_batch_size, not self.args.disable_tqdm
-        return count_tokens(model, dataset, self.data_collator, batch_size=batch_size, progress=progress)
+        # The loader's, without the columns that Trainer removes.
+        return count_tokens(model, loader.dataset, loader.collate_fn, batch_size=batch_size, progress=progress)
 
     def evaluation_loop(self, dataloader: DataLoader, *args: Any, **kwargs: Any) -> Any:
         sampler = dataloader.batch_sampler

@@ -172,14 +172,40 @@ def test_the_column_of_lengths_spares_the_count(model, rows, collator, tmp_path,
 
 def test_a_data_set_is_counted_once(model, rows, collator, tmp_path, monkeypatch):
     counted = []
-    monkeypatch.setattr(TokenBudgetTrainer, "_count", lambda self, data: counted.append(data) or [9] * len(data))
+    monkeypatch.setattr(TokenBudgetTrainer, "_count", lambda self, loader: counted.append(loader.dataset) or [9] * 48)
     trainer = TokenBudgetTrainer(
         model, arguments(tmp_path), eval_dataset=rows, data_collator=collator, max_tokens=BUDGET
     )
     trainer.evaluate()
     trainer.evaluate()
-    trainer.predict(rows[:5])
-    assert [len(data) for data in counted] == [48, 5]
+    trainer.predict(rows[::-1])
+    assert counted == [rows, rows[::-1]]
+
+
+def test_processed_columns_are_counted_without_those_that_the_model_does_not_take(model, rows, collator, tmp_path):
+    import datasets
+
+    batch = {name: value.tolist() for name, value in collator(rows).items()}
+    data = datasets.Dataset.from_dict({**batch, "year": [1980] * len(rows)}).with_format("torch")
+    args = arguments(tmp_path, remove_unused_columns=True)
+    trainer = TokenBudgetTrainer(model, args, train_dataset=data, max_tokens=BUDGET)
+    lengths = trainer.get_train_dataloader().batch_sampler.lengths
+    assert lengths.tolist() == count_tokens(model, rows, collator, progress=False).tolist()
+
+
+def test_options_reach_the_sampler_of_training_and_evaluation_stays_in_order(model, rows, collator, tmp_path):
+    def samplers(sampler_kwargs=None, **args):
+        trainer = TokenBudgetTrainer(
+            model, arguments(tmp_path, **args), train_dataset=rows, eval_dataset=rows, data_collator=collator,
+            max_tokens=BUDGET, sampler_kwargs=sampler_kwargs,
+        )  # fmt: skip
+        return trainer.get_train_dataloader().batch_sampler, trainer.get_eval_dataloader().batch_sampler
+
+    training, evaluation = samplers({"padded": True, "shuffle": True, "seed": 7}, data_seed=3)
+    assert (training.padded, training.shuffle, training.seed) == (True, True, 7)
+    assert (evaluation.padded, evaluation.shuffle) == (True, False)
+    training, _ = samplers(train_sampling_strategy="sequential", data_seed=3, dataloader_drop_last=True)
+    assert (training.shuffle, training.seed, training.drop_last) == (False, 3, True)
 
 
 def test_what_makes_no_batches_by_tokens_is_refused(model, rows, collator, tmp_path):
