@@ -44,8 +44,18 @@ class MetaTransformerConfig(PreTrainedConfig):
         use_final_layernorm: Whether a norm comes after the last block.
         initializer_range: Standard deviation of newly made weights.
         pooling: What `pooler_output` is: the class token, or the mean over the other tokens.
+        fusion: How the modalities of a sample come together. `"early"`: as one sequence through the trunk. Late: each
+            goes through it alone, and heads combine what they pool of each, by `"concat"`, concatenation and one
+            linear layer; `"gated"`, a weighted sum; or `"attention"`, a learned query over them. `"bottleneck"`: each
+            alone but for a few tokens that they share (Nagrani et al. 2021); heads take the mean of what they pool.
+        num_bottleneck_tokens: How many those are.
+        bottleneck_layer: The first block, counted from 0, behind which they are shared.
+        absent_tokens: Whether a learned token stands for each modality that a sample lacks.
+        modality_dropout: Probability with which a modality of a sample is left out in training, never all of them.
+        packing: Whether the trunk computes the real tokens of a batch end to end, without padding; `"auto"` where that
+            is faster. The results are the same.
         modalities: The tokenizers by modality: a list of names for the defaults, or a dict from name to the options
-            of that tokenizer. Samples with several modalities are concatenated in this order.
+            of that tokenizer. Samples with several modalities are concatenated in the order of their names.
         heads: The options of the heads by name.
         freeze_encoder: Whether the trunk is frozen, now and after loading.
         encoder_name_or_path: Where the trunk's weights came from; `None` when they were made at random.
@@ -69,6 +79,12 @@ class MetaTransformerConfig(PreTrainedConfig):
     use_final_layernorm: bool = True
     initializer_range: float = 0.02
     pooling: Literal["cls", "mean"] = "cls"
+    fusion: Literal["early", "concat", "gated", "attention", "bottleneck"] = "early"
+    num_bottleneck_tokens: int = 4
+    bottleneck_layer: int = 0
+    absent_tokens: bool = False
+    modality_dropout: float | int = 0.0
+    packing: Literal["auto", True, False] = "auto"
     # Whatever form is assigned to these two, they are read as a dict of configurations; see `__setattr__`.
     modalities: Any = ("image",)
     heads: Any = None
@@ -83,7 +99,7 @@ class MetaTransformerConfig(PreTrainedConfig):
             options = value if isinstance(value, dict) else dict.fromkeys(value)
             value = {
                 name: _build(registry[name].config_class, option, f"{registry.kind} {name!r}")
-                for name, option in options.items()
+                for name, option in sorted(options.items())  # JSON sorts them too
             }
         super().__setattr__(key, value)
 
@@ -97,7 +113,14 @@ class MetaTransformerConfig(PreTrainedConfig):
                 f"hidden_size must be a multiple of num_attention_heads, got {self.hidden_size} and "
                 f"{self.num_attention_heads}."
             )
-        for name in ("attention_dropout", "drop_path_rate"):
+        if self.num_bottleneck_tokens < 1:
+            raise ValueError(f"num_bottleneck_tokens must be at least 1, got {self.num_bottleneck_tokens}.")
+        if not 0 <= self.bottleneck_layer < self.num_hidden_layers:
+            raise ValueError(
+                f"bottleneck_layer must be one of the {self.num_hidden_layers} blocks, from 0, got "
+                f"{self.bottleneck_layer}."
+            )
+        for name in ("attention_dropout", "drop_path_rate", "modality_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is a probability below 1, got {getattr(self, name)}.")
 

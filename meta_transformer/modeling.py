@@ -26,6 +26,8 @@ from .configuration import MetaTransformerConfig
 from .encoder import MetaTransformerEncoder, fingerprint
 from .encoder.attention import SelfAttention
 from .encoder.layer import MetaTransformerLayer
+from .execution import block_numbers, make_exchange, make_packing
+from .fusion import AbsentTokens, ModalityEmbeddings, align, count_samples, drop_modalities, fill_absent, join
 from .heads.metrics import TaskMetrics
 from .registry import HEADS, MODALITIES
 from .sequence import TokenSequence
@@ -47,8 +49,10 @@ class MetaTransformerOutput(BaseModelOutputWithPooling):
     """Output of `MetaTransformerModel`.
 
     Attributes:
-        last_hidden_state: Encoded tokens, `(batch, 1 + tokens, hidden)`, the class token first.
-        pooler_output: One vector for each sample, `(batch, hidden)`; see `config.pooling`.
+        last_hidden_state: Encoded tokens, `(batch, 1 + tokens, hidden)`, the class token first; with late fusion, that
+            of each modality.
+        pooler_output: One vector for each sample, `(batch, hidden)`; see `config.pooling`. With late fusion, of class
+            tokens the mean.
         attention_mask: `(batch, 1 + tokens)` boolean, true for real tokens; `None` when nothing is padded.
         hidden_states: On request, the input of the first block and the output of each.
         attentions: On request and with eager attention, `(batch, heads, 1 + tokens, 1 + tokens)` for each block.
@@ -141,25 +145,11 @@ class MetaTransformerPreTrainedModel(LoadingMixin, SharingMixin, PreTrainedModel
         return 0
 
 
-class ModalityEmbeddings(nn.ParameterDict):
-    """One vector for each modality, which is added to its tokens.
-
-    They start at zero, so that a pretrained image model gives what it gave before it shared its trunk.
-    """
-
-    def __init__(self, config: MetaTransformerConfig) -> None:
-        super().__init__({name: nn.Parameter(torch.zeros(config.hidden_size)) for name in config.modalities})
-
-    def init_parameters(self, std: float) -> None:
-        for embedding in self.values():
-            init.zeros_(embedding)
-
-
 class MetaTransformerModel(MetaTransformerPreTrainedModel):
     """Tokenizers and the shared trunk.
 
-    Call it with the tensors that the processor makes, each under its own name. A sample's modalities are concatenated
-    to one sequence behind the class token.
+    Call it with the tensors that the processor makes, each under its own name. A sample's modalities come together as
+    `config.fusion` says, by default as one sequence behind the class token. Samples of a batch may have different ones.
 
     Args:
         config: The modalities of `config.modalities` get a tokenizer each.
@@ -175,27 +165,38 @@ class MetaTransformerModel(MetaTransformerPreTrainedModel):
             }
         )
         self.modality_embeddings = ModalityEmbeddings(config)
+        self.absent_tokens = AbsentTokens(config) if config.absent_tokens else None
+        self.bottleneck_tokens = None
+        if config.fusion == "bottleneck":
+            self.bottleneck_tokens = nn.Parameter(torch.zeros(1, config.num_bottleneck_tokens, config.hidden_size))
         self.encoder = MetaTransformerEncoder(config)
         self.input_names = {name: MODALITIES[name].model_input_names for name in config.modalities}
         self.post_init()
 
     def init_parameters(self, std: float) -> None:
         init.trunc_normal_(self.cls_token, std=std)
+        if self.bottleneck_tokens is not None:
+            init.trunc_normal_(self.bottleneck_tokens, std=std)
 
     def tokenize(self, **inputs: Tensor | None) -> TokenSequence:
         """Turn tensors into one sequence of tokens per sample, the class token first.
 
         Args:
-            inputs: The tensors of one or more modalities by name; `None` counts as absent.
+            inputs: The tensors of one or more modalities by name; `None` counts as absent. Where not every sample has
+                exactly one of a modality, `<modality>_samples`, `(rows,)`, says which sample each row belongs to.
 
         Returns:
-            Tokens `(batch, 1 + tokens, hidden)` with one segment for each modality present.
+            Tokens `(batch, 1 + tokens, hidden)` with a segment for each modality present, several of a modality of
+            which a sample has several; a class token for each of them, unless `config.fusion` is `"early"`.
 
         Raises:
-            ValueError: No input, inputs of a modality without tokenizer here, or batches of different size.
+            ValueError: No input, inputs of a modality without tokenizer here, batches of different size, or a sample
+                without any modality.
         """
         parts: dict[str, TokenSequence] = {}
+        samples: dict[str, Tensor | None] = {}
         for modality, names in self.input_names.items():
+            owners = inputs.pop(MODALITIES[modality].samples_name, None)
             present = {name: inputs.pop(name) for name in names if name in inputs}
             exact = MODALITIES[modality].tokenizer_class.full_precision_inputs
             present = {
@@ -212,17 +213,23 @@ class MetaTransformerModel(MetaTransformerPreTrainedModel):
                     f"takes {self.config.hidden_size}; build the tokenizer with the encoder's hidden_size."
                 )
             parts[modality] = part.replace_embeddings(part.embeddings + self.modality_embeddings[modality])
+            samples[modality] = owners
         self._check_inputs(parts, inputs)
-        batch_size = next(iter(parts.values())).embeddings.shape[0]
-        return TokenSequence.concatenate(self.cls_token.expand(batch_size, -1, -1), parts)
+        count = count_samples(parts, samples)
+        slots = {modality: align(part, samples[modality], count) for modality, part in parts.items()}
+        if self.training and self.config.modality_dropout:
+            slots = drop_modalities(slots, self.config.modality_dropout)
+        if self.absent_tokens is not None:
+            slots = fill_absent(slots, self.absent_tokens.items(), count)
+        return join(self.cls_token, slots, self.config.fusion, self.bottleneck_tokens)
 
     def _cast(self, value: Tensor) -> Tensor:
         return value.to(self.cls_token.dtype) if value.is_floating_point() else value
 
     def _check_inputs(self, parts: dict[str, TokenSequence], rest: dict[str, Any]) -> None:
         for name in (name for name, value in rest.items() if value is not None):
-            owner = next((entry.name for entry in MODALITIES if name in entry.model_input_names), None)
-            known = [name for names in self.input_names.values() for name in names]
+            owner = next((entry.name for entry in MODALITIES if name in entry.all_input_names), None)
+            known = [name for modality in self.input_names for name in MODALITIES[modality].all_input_names]
             if owner is None:
                 raise TypeError(f"Unknown model input {name!r}. This model takes {known}.")
             raise ValueError(
@@ -231,12 +238,8 @@ class MetaTransformerModel(MetaTransformerPreTrainedModel):
             )
         if not parts:
             raise ValueError(f"No sample has any modality. Give the inputs of at least one of {self.input_names}.")
-        sizes = {modality: part.embeddings.shape[0] for modality, part in parts.items()}
-        if len(set(sizes.values())) > 1:
-            raise ValueError(f"All modalities of a batch must have the same number of samples, got {sizes}.")
 
-    @merge_with_config_defaults
-    @capture_outputs(tie_last_hidden_states=False)
+    @can_return_tuple
     def encode(self, sequence: TokenSequence, **kwargs: Any) -> MetaTransformerOutput:
         """Run the trunk on tokens.
 
@@ -247,9 +250,34 @@ class MetaTransformerModel(MetaTransformerPreTrainedModel):
         Returns:
             The encoded tokens and their pooled form.
         """
-        encoded = self.encoder(sequence.embeddings, sequence.mask, **kwargs)
-        pooled = encoded[:, 0] if self.config.pooling == "cls" else sequence.replace_embeddings(encoded).mean()
-        return MetaTransformerOutput(last_hidden_state=encoded, pooler_output=pooled, attention_mask=sequence.mask)
+        blocks = block_numbers(sequence)
+        attentions = kwargs.get("output_attentions", self.config.output_attentions)
+        packing = make_packing(sequence, blocks, self.config, attentions=bool(attentions))
+        kwargs |= {"exchange": make_exchange(sequence, packing, self.config), "return_dict": True}
+        if packing is None:
+            output = self._run(sequence.embeddings, sequence.mask, blocks=blocks, **kwargs)
+        else:
+            output = self._run(packing.pack(sequence.embeddings), packing=packing, **kwargs)
+            output.last_hidden_state = packing.unpack(output.last_hidden_state)
+            if output.hidden_states:
+                output.hidden_states = tuple(packing.unpack(state) for state in output.hidden_states)
+        output.attention_mask = sequence.mask
+        output.pooler_output = self._pool(sequence.replace_embeddings(output.last_hidden_state))
+        return output
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def _run(self, tokens: Tensor, mask: Tensor | None = None, **kwargs: Any) -> MetaTransformerOutput:
+        return MetaTransformerOutput(last_hidden_state=self.encoder(tokens, mask, **kwargs))
+
+    def _pool(self, sequence: TokenSequence) -> Tensor:
+        if self.config.pooling == "mean":
+            return sequence.mean()
+        if not sequence.blocks:
+            return sequence.embeddings[:, 0]
+        own = sequence.class_tokens
+        mask = None if sequence.mask is None else sequence.mask[:, own]
+        return TokenSequence(sequence.embeddings[:, own], mask).mean()
 
     def forward(self, **inputs: Any) -> MetaTransformerOutput | tuple:
         """Encode a batch.
@@ -357,9 +385,7 @@ def _advertise_inputs(forward: Callable) -> None:
     first, *others, rest = own.values()
     if rest.kind is not inspect.Parameter.VAR_KEYWORD:
         return  # a subclass that names its inputs itself
-    names = dict.fromkeys(
-        name for entry in (*MODALITIES, *HEADS) for name in entry.model_input_names if name not in own
-    )
+    names = dict.fromkeys(name for entry in (*MODALITIES, *HEADS) for name in entry.all_input_names if name not in own)
     keyword = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in names]
     positional = [each for each in others if each.kind is not inspect.Parameter.KEYWORD_ONLY]
     others = [each for each in others if each.kind is inspect.Parameter.KEYWORD_ONLY]

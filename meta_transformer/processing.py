@@ -1,12 +1,15 @@
 """`MetaTransformerProcessor`: one processor for any subset of the modalities."""
 
 import inspect
+from collections.abc import Mapping, Sequence
+from numbers import Number
 from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from huggingface_hub import CommitInfo
 from torch import nn
@@ -60,28 +63,36 @@ class MetaTransformerProcessor(ProcessorMixin):
     @property
     def model_input_names(self) -> list[str]:
         """The names of all tensors that this processor may return."""
-        return [name for modality in self.processors for name in MODALITIES[modality].model_input_names]
+        return [name for modality in self.processors for name in MODALITIES[modality].all_input_names]
 
     def tokenizer_configs(self) -> dict[str, dict[str, Any]]:
         """`modalities` for a `MetaTransformerConfig` whose tokenizers fit these processors."""
         return {modality: processor.tokenizer_config() for modality, processor in self.processors.items()}
 
-    def __call__(self, *, return_tensors: str | None = "pt", **inputs: Any) -> BatchFeature:
+    def __call__(
+        self, rows: Sequence[Mapping[str, Any]] | None = None, *, return_tensors: str | None = "pt", **inputs: Any
+    ) -> BatchFeature:
         """Process samples of one or more modalities.
 
         Args:
+            rows: Samples that may have different modalities, each a dict by modality. `None` and what is not there are
+                the same. A tuple holds several of one modality, such as three images of one sample.
             return_tensors: `"pt"` or `"np"`.
-            inputs: By modality, one sample or a list of them, as that modality's processor takes them; by
-                `<modality>_kwargs`, a dict of further arguments for that processor; and any argument that a processor
-                in use takes, such as `sampling_rate`.
+            inputs: Without `rows`, the same by columns: by modality, one sample or a list of them, as that modality's
+                processor takes them, `None` or a tuple in it as above. By `<modality>_kwargs`, a dict of further
+                arguments for that processor; and any argument that a processor in use takes, such as `sampling_rate`.
 
         Returns:
-            The tensors of all modalities together.
+            The tensors of all modalities together. Where not every sample has exactly one of a modality, the modality's
+            tensors hold those that there are, and `<modality>_samples`, `(rows,)`, which sample each belongs to.
 
         Raises:
-            ValueError: An unknown modality, one without processor here, no sample, or different numbers of samples.
-            TypeError: An argument that none of the processors in use takes.
+            ValueError: An unknown modality, one without processor here, no sample, a sample without any modality, or
+                different numbers of samples.
+            TypeError: Rows that are no dicts, or an argument that none of the processors in use takes.
         """
+        if rows is not None:
+            inputs |= self._columns(rows, inputs)
         samples = {modality: inputs.pop(modality) for modality in list(inputs) if modality in MODALITIES}
         samples = {modality: value for modality, value in samples.items() if value is not None}
         if absent := [modality for modality in samples if modality not in self.processors]:
@@ -91,14 +102,57 @@ class MetaTransformerProcessor(ProcessorMixin):
         arguments = self._route(samples, inputs)
         batch = BatchFeature()
         sizes: dict[str, int] = {}
+        present: dict[str, list[int] | None] = {}
         for modality, value in samples.items():
+            value, owners, sizes[modality] = _flatten(value)
+            present[modality] = owners
+            if owners == []:
+                continue  # of all samples, none has it
             with torch.autocast("cpu", enabled=False):  # raw data is processed in full precision wherever it happens
                 features = self.processors[modality](value, return_tensors=return_tensors, **arguments[modality])
-            sizes[modality] = len(next(iter(features.values())))
+            sizes[modality] = sizes[modality] or len(next(iter(features.values())))
             batch.update(features)
+            if owners is not None:
+                numbers = np.array(owners)
+                batch[MODALITIES[modality].samples_name] = (
+                    torch.from_numpy(numbers) if return_tensors == "pt" else numbers
+                )
+        self._check_sizes(sizes, present)
+        return batch
+
+    @staticmethod
+    def _check_sizes(sizes: dict[str, int], owners: dict[str, list[int] | None]) -> None:
         if len(set(sizes.values())) > 1:
             raise ValueError(f"All modalities must have the same number of samples, got {sizes}.")
-        return batch
+        if any(own is None for own in owners.values()):
+            return  # a modality that every sample has
+        found = {number for own in owners.values() for number in own or ()}
+        if empty := sorted(set(range(next(iter(sizes.values())))) - found):
+            raise ValueError(f"The samples {empty} have no modality of {list(owners)}; leave them out.")
+
+    def _columns(self, rows: Any, others: dict[str, Any]) -> dict[str, list[Any]]:
+        """From samples by modality to modalities by sample."""
+        if isinstance(rows, Mapping) or not isinstance(rows, Sequence) or isinstance(rows, str):
+            raise TypeError(
+                f"rows must be a list of samples, each a dict by modality, got {type(rows).__name__}; one sample is "
+                "[{'image': picture}], columns are keywords: processor(image=[...])."
+            )
+        if not rows:
+            raise ValueError("rows is an empty list; give at least one sample.")
+        for number, row in enumerate(rows):
+            if not isinstance(row, Mapping):
+                raise TypeError(f"rows[{number}] must be a dict by modality, got {type(row).__name__}.")
+            if unknown := [name for name in row if name not in self.processors]:
+                raise ValueError(
+                    f"rows[{number}] has the keys {unknown}, for which there is no processor here, only for "
+                    f"{list(self.processors)}."
+                )
+        modalities = [modality for modality in self.processors if any(modality in row for row in rows)]
+        if both := [modality for modality in modalities if others.get(modality) is not None]:
+            raise ValueError(f"{both} are in rows and beside them; give each modality once.")
+        if not modalities:
+            raise ValueError(f"No sample has any modality. Give at least one of {list(self.processors)}.")
+        return {modality: [row.get(modality) for row in rows] for modality in modalities}
 
     def _route(self, samples: dict[str, Any], inputs: dict[str, Any]) -> dict[str, dict[str, Any]]:
         """Sort keyword arguments by the processor that takes them; those of modalities that are absent fall away."""
@@ -199,3 +253,27 @@ class MetaTransformerProcessor(ProcessorMixin):
             for modality, options in config.modalities.items()
         }
         return cls(**processors)
+
+
+def _flatten(value: Any) -> tuple[Any, list[int] | None, int]:
+    """The samples of one modality that there are.
+
+    Args:
+        value: As the modality's processor takes it; or a list in which `None` stands for no sample, and a tuple for
+            several.
+
+    Returns:
+        What the processor takes; the sample that each belongs to, `None` if they are all there, one each; and how many
+        samples there are, 0 if only the processor can tell.
+    """
+    # Not sparse: the numbers of one sample, such as a series with gaps, or its points as tuples of numbers.
+    sparse = isinstance(value, list) and any(each is None or _is_several(each) for each in value)
+    if not sparse or any(isinstance(each, Number) for each in value):
+        return value, None, 0
+    several = [() if each is None else each if _is_several(each) else (each,) for each in value]
+    owners = [number for number, own in enumerate(several) for _ in own]
+    return [each for own in several for each in own], owners, len(value)
+
+
+def _is_several(value: Any) -> bool:
+    return type(value) is tuple and not any(isinstance(each, Number) for each in value)

@@ -48,6 +48,16 @@ class Modality:
         """The keyword tensors that the tokenizer takes, which are those that the processor makes."""
         return tuple(inspect.signature(self.tokenizer_class.forward).parameters)[1:]
 
+    @property
+    def samples_name(self) -> str:
+        """The name of the tensor `(rows,)` that says which sample each row of the others belongs to."""
+        return f"{self.name}_samples"
+
+    @property
+    def all_input_names(self) -> tuple[str, ...]:
+        """The names of all its tensors that a model takes."""
+        return (*self.model_input_names, self.samples_name)
+
 
 @dataclass(frozen=True)
 class Head:
@@ -65,6 +75,8 @@ class Head:
     def model_input_names(self) -> tuple[str, ...]:
         """The keyword tensors that the head takes beside labels."""
         return self.head_class.model_input_names
+
+    all_input_names = model_input_names
 
     def is_earlier_version_of(self, other: "Head") -> bool:
         """As of `Modality`."""
@@ -139,7 +151,7 @@ def register_modality(
     """
     entry = Modality(name, processor_class, tokenizer_class)
     for other in (other for other in MODALITIES if other.name != name):
-        if shared := set(entry.model_input_names) & set(other.model_input_names):
+        if shared := set(entry.all_input_names) & set(other.all_input_names):
             raise ValueError(
                 f"The model inputs {sorted(shared)} of modality {name!r} belong to {other.name!r} already; "
                 f"rename those parameters of {tokenizer_class.__name__}.forward."

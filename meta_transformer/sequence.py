@@ -1,10 +1,12 @@
 """`TokenSequence`, the one type that crosses the borders between tokenizers, encoder and heads."""
 
-from collections.abc import Collection
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 __all__ = [
     "ColumnLayout",
@@ -154,12 +156,25 @@ class GraphLayout(Layout):
 
 @dataclass(frozen=True)
 class Segment:
-    """The columns `start : start + length` of a sequence, which hold the tokens of one modality."""
+    """The columns `start : start + length` of a sequence, which hold tokens of one modality.
+
+    Attributes:
+        modality: Which.
+        start: The first column.
+        length: How many.
+        layout: Where the tokens lie in the raw sample.
+        present: `(batch,)` boolean, which samples have these tokens; `None` if all have.
+    """
 
     modality: str
     start: int
     length: int
     layout: Layout | None = None
+    present: Tensor | None = field(default=None, compare=False)
+
+    @property
+    def columns(self) -> slice:
+        return slice(self.start, self.start + self.length)
 
 
 @dataclass(frozen=True)
@@ -170,7 +185,10 @@ class TokenSequence:
         embeddings: `(batch, tokens, hidden)`.
         mask: `(batch, tokens)` boolean, true for real tokens; `None` when nothing is padded.
         layout: Layout of the tokens, set by a tokenizer on the sequence of its one modality.
-        segments: Which columns belong to which modality, set by `concatenate`.
+        present: `(batch,)` boolean, which samples have these tokens at all; `None` if all have. Set by `take`.
+        segments: Which columns belong to which modality, set by `concatenate`. Several may be of one modality.
+        blocks: For each column the modality whose tokens it attends to and is attended to by; empty if all tokens of a
+            sample attend to each other. Then each modality has a class token of its own.
         hidden_states: Of encoded tokens, what enters the first block and what leaves each, `(batch, tokens, hidden)`
             each; set for heads that read them.
     """
@@ -178,7 +196,9 @@ class TokenSequence:
     embeddings: Tensor
     mask: Tensor | None = None
     layout: Layout | None = None
+    present: Tensor | None = None
     segments: tuple[Segment, ...] = ()
+    blocks: tuple[str, ...] = ()
     hidden_states: tuple[Tensor, ...] = ()
 
     def __len__(self) -> int:
@@ -190,7 +210,7 @@ class TokenSequence:
 
     def mean(self) -> Tensor:
         """Mean over the real tokens of all segments, `(batch, hidden)`; the class token does not count."""
-        start = self.segments[0].start if self.segments else 0
+        start = self.prefix
         embeddings = self.embeddings[:, start:]
         wide = torch.promote_types(embeddings.dtype, torch.float32)  # sums overflow in half precision
         if self.mask is None:
@@ -202,7 +222,37 @@ class TokenSequence:
     @property
     def modalities(self) -> tuple[str, ...]:
         """The modalities that the tokens come from, in their order."""
-        return tuple(segment.modality for segment in self.segments)
+        return tuple(dict.fromkeys(segment.modality for segment in self.segments))
+
+    def missing(self, modality: str) -> list[int]:
+        """The samples without any tokens of a modality."""
+        present = [segment.present for segment in self.segments if segment.modality == modality]
+        known = [each for each in present if each is not None]
+        if len(known) < len(present):
+            return []
+        return (~torch.stack(known).any(dim=0)).nonzero().flatten().tolist()
+
+    @property
+    def prefix(self) -> int:
+        """How many columns lie in front of the first segment: class tokens, and what else belongs to no segment."""
+        return self.segments[0].start if self.segments else 0
+
+    @property
+    def class_tokens(self) -> list[int]:
+        """The columns of the class tokens: one for each block."""
+        own = range(self.prefix) if self.blocks else range(1)
+        return [place for place in own if not place or self.blocks[place] != self.blocks[place - 1]]
+
+    def take(self, rows: Tensor, present: Tensor) -> "TokenSequence":
+        """One row for each sample, from the rows that a tokenizer made of those that have its modality.
+
+        Args:
+            rows: `(batch,)`, which row belongs to each sample; any row where there is none.
+            present: `(batch,)` boolean, which samples have one.
+        """
+        layout = None if self.layout is None else _take(self.layout, rows)
+        mask = self._full_mask()[rows] & present[:, None]
+        return TokenSequence(self.embeddings[rows], mask, layout, present)
 
     def select(self, modalities: Collection[str]) -> "TokenSequence":
         """The tokens of some modalities, behind what stands in front of the first one; undoes `concatenate`.
@@ -211,39 +261,68 @@ class TokenSequence:
         """
         if set(self.modalities) <= set(modalities):
             return self
-        prefix = slice(0, self.segments[0].start)
-        columns, segments, start = [prefix], [], prefix.stop
+        kept = [place for place in range(self.prefix) if not self.blocks or self.blocks[place] in modalities]
+        segments = []
         for segment in self.segments:
             if segment.modality in modalities:
-                columns.append(slice(segment.start, segment.start + segment.length))
-                segments.append(replace(segment, start=start))
-                start += segment.length
-        embeddings = torch.cat([self.embeddings[:, own] for own in columns], dim=1)
-        mask = None if self.mask is None else torch.cat([self.mask[:, own] for own in columns], dim=1)
-        return TokenSequence(embeddings, mask, segments=tuple(segments))
+                segments.append(replace(segment, start=len(kept)))
+                kept += range(len(self))[segment.columns]
+        columns = torch.tensor(kept, device=self.embeddings.device)
+        return replace(
+            self,
+            embeddings=self.embeddings[:, columns],
+            mask=None if self.mask is None else self.mask[:, columns],
+            segments=tuple(segments),
+            blocks=tuple(self.blocks[place] for place in kept) if self.blocks else (),
+            hidden_states=tuple(state[:, columns] for state in self.hidden_states),
+        )
+
+    def append(self, tokens: Tensor) -> "TokenSequence":
+        """The sequence with tokens `(count, hidden)` behind all others of each sample, in no segment."""
+        tokens = tokens.to(self.embeddings.dtype).expand(len(self.embeddings), -1, -1)
+        mask = None if self.mask is None else functional.pad(self.mask.bool(), (0, tokens.shape[1]), value=True)
+        blocks = (*self.blocks, *self.blocks[-1:] * tokens.shape[1])
+        return replace(self, embeddings=torch.cat([self.embeddings, tokens], dim=1), mask=mask, blocks=blocks)
 
     @staticmethod
-    def concatenate(prefix: Tensor, parts: "dict[str, TokenSequence]") -> "TokenSequence":
+    def concatenate(
+        prefix: "TokenSequence",
+        parts: "Iterable[tuple[str, TokenSequence]]",
+        *,
+        blocks: Sequence[str] = (),
+    ) -> "TokenSequence":
         """Join the modalities of each sample behind a common prefix.
 
         Args:
-            prefix: `(batch, prefix tokens, hidden)`, the class token.
-            parts: One sequence per modality, each of the same batch size; their order is the order of the segments.
+            prefix: Class tokens.
+            parts: Modalities and their tokens, each of the same batch size; their order is that of the segments.
+            blocks: The modality of each token of the prefix, if tokens shall attend to their own modality alone.
 
         Returns:
             A sequence whose `segments` name the columns of each modality.
         """
-        segments, start = [], prefix.shape[1]
-        for modality, part in parts.items():
-            segments.append(Segment(modality, start, len(part), part.layout))
+        pieces, segments, start, blocks = [prefix], [], len(prefix), list(blocks)
+        for modality, part in parts:
+            segments.append(Segment(modality, start, len(part), part.layout, part.present))
+            blocks += [modality] * len(part) if blocks else []
+            pieces.append(part)
             start += len(part)
-        pieces = [TokenSequence(prefix), *parts.values()]
         mask = None
         if any(piece.mask is not None for piece in pieces):
             mask = torch.cat([piece._full_mask() for piece in pieces], dim=1)
-        return TokenSequence(torch.cat([piece.embeddings for piece in pieces], dim=1), mask, segments=tuple(segments))
+        embeddings = torch.cat([piece.embeddings for piece in pieces], dim=1)
+        return TokenSequence(embeddings, mask, segments=tuple(segments), blocks=tuple(blocks))
 
     def _full_mask(self) -> Tensor:
         if self.mask is None:
             return self.embeddings.new_ones(self.embeddings.shape[:2], dtype=torch.bool)
         return self.mask.bool()
+
+
+def _take(value: Any, rows: Tensor) -> Any:
+    """The same rows of every tensor inside a layout."""
+    if isinstance(value, Tensor):
+        return value[rows]
+    if isinstance(value, Layout | PointStage):
+        return replace(value, **{each.name: _take(getattr(value, each.name), rows) for each in fields(value)})
+    return tuple(_take(each, rows) for each in value) if isinstance(value, tuple) else value

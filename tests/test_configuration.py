@@ -18,7 +18,7 @@ def test_named_shapes(name, shape):
     config = getattr(MetaTransformerConfig, name)(modalities=["image", "audio"], num_labels=7)
     fields = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
     assert tuple(getattr(config, field) for field in fields) == shape
-    assert list(config.modalities) == ["image", "audio"]
+    assert list(config.modalities) == ["audio", "image"]
     assert config.modalities["image"].patch_size == (14 if name == "large_patch14" else 16)
     assert config.num_labels == 7
 

@@ -149,7 +149,7 @@ def test_loading_lays_options_over_those_of_the_checkpoint(model, tmp_path):
         tmp_path, modalities=["image", "audio"], heads={"classification": {"dropout": 0.1}}
     )
     assert loaded.config.modalities["image"].patch_size == 8
-    assert list(loaded.config.modalities) == ["image", "audio"]
+    assert list(loaded.config.modalities) == ["audio", "image"]
     assert (loaded.head.config.pooling, loaded.head.config.dropout) == ("mean", 0.1)
 
 

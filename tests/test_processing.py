@@ -21,7 +21,8 @@ def processor():
 def test_tensors_of_all_modalities_come_together(processor):
     batch = processor(image=IMAGE, audio=WAVE, sampling_rate=16_000)
     assert set(batch) == {"pixel_values", "input_features"}
-    assert processor.model_input_names == ["pixel_values", "pixel_mask", "input_features", "input_features_mask"]
+    image, audio = ["pixel_values", "pixel_mask", "image_samples"], ["input_features", "input_features_mask"]
+    assert processor.model_input_names == [*image, *audio, "audio_samples"]
 
 
 def test_a_modality_may_be_none(processor):
@@ -69,6 +70,52 @@ def test_raw_data_is_processed_in_full_precision_under_autocast(processor):
 def test_bad_calls_are_refused(processor, arguments, message):
     with pytest.raises(ValueError, match=message):
         processor(**arguments)
+
+
+def test_rows_and_columns_of_mixed_samples_give_the_same(processor):
+    rows = [{"image": IMAGE, "audio": WAVE}, {"audio": WAVE[:4000], "image": None}, {"image": (IMAGE, IMAGE + 9)}]
+    batch = processor(rows, sampling_rate=16_000)
+    columns = processor(image=[IMAGE, None, (IMAGE, IMAGE + 9)], audio=[WAVE, WAVE[:4000], None], sampling_rate=16_000)
+    assert batch.keys() == columns.keys()
+    for name, value in batch.items():
+        torch.testing.assert_close(columns[name], value, rtol=0, atol=0)
+    assert batch["image_samples"].tolist() == [0, 2, 2]
+    assert batch["audio_samples"].tolist() == [0, 1]
+    torch.testing.assert_close(batch["pixel_values"], processor(image=[IMAGE, IMAGE, IMAGE + 9])["pixel_values"])
+
+
+def test_samples_that_all_have_one_of_a_modality_need_no_numbers(processor):
+    batch = processor([{"image": IMAGE, "audio": WAVE}, {"image": IMAGE, "audio": WAVE}], sampling_rate=16_000)
+    assert set(batch) == {"pixel_values", "input_features"}
+
+
+def test_gaps_of_one_series_and_points_as_tuples_are_no_samples():
+    processor = MetaTransformerProcessor(time_series=True, point_cloud=True)
+    assert "time_series_samples" not in processor(time_series=[1.0, None, 3.0, 4.0])
+    cloud = [(0.0, 0.0, 1.0), (1.0, 0.0, 0.0), (0.0, 1.0, 0.0)]
+    assert "point_cloud_samples" not in processor(point_cloud=cloud)
+
+
+@pytest.mark.parametrize(
+    ("rows", "error", "message"),
+    [
+        ([], ValueError, "empty list"),
+        ({"image": IMAGE}, TypeError, "list of samples, each a dict"),
+        ([IMAGE], TypeError, r"rows\[0\] must be a dict"),
+        ([{"image": IMAGE}, {"smell": 1}], ValueError, r"rows\[1\] has the keys \['smell'\]"),
+        ([{"image": IMAGE}, {}], ValueError, r"samples \[1\] have no modality"),
+        ([{"image": None}, {}], ValueError, r"samples \[0, 1\] have no modality"),
+        ([{}], ValueError, "No sample has any modality"),
+    ],
+)
+def test_bad_rows_are_refused(processor, rows, error, message):
+    with pytest.raises(error, match=message):
+        processor(rows)
+
+
+def test_a_modality_in_rows_and_beside_them_is_refused(processor):
+    with pytest.raises(ValueError, match="once"):
+        processor([{"image": IMAGE}], image=[IMAGE])
 
 
 def test_bad_parts_are_refused():

@@ -7,7 +7,7 @@ from torch.testing import assert_close
 from meta_transformer import TokenSequence
 from meta_transformer.sequence import GridLayout
 
-PREFIX = torch.randn(2, 1, 4)
+PREFIX = TokenSequence(torch.randn(2, 1, 4))
 FIRST, SECOND = torch.randn(2, 3, 4), torch.randn(2, 2, 4)
 MASK = torch.tensor([[True, False], [True, True]])
 
@@ -15,8 +15,8 @@ MASK = torch.tensor([[True, False], [True, True]])
 def test_segments_are_joined_in_order_behind_the_prefix():
     layout = GridLayout((1, 3), (16, 16), (16, 16))
     parts = {"a": TokenSequence(FIRST, layout=layout), "b": TokenSequence(SECOND, MASK)}
-    joined = TokenSequence.concatenate(PREFIX, parts)
-    assert_close(joined.embeddings, torch.cat([PREFIX, FIRST, SECOND], dim=1))
+    joined = TokenSequence.concatenate(PREFIX, parts.items())
+    assert_close(joined.embeddings, torch.cat([PREFIX.embeddings, FIRST, SECOND], dim=1))
     assert [(s.modality, s.start, s.length, s.layout) for s in joined.segments] == [
         ("a", 1, 3, layout),
         ("b", 4, 2, None),
@@ -25,15 +25,15 @@ def test_segments_are_joined_in_order_behind_the_prefix():
 
 
 def test_without_padding_there_is_no_mask():
-    assert TokenSequence.concatenate(PREFIX, {"a": TokenSequence(FIRST)}).mask is None
+    assert TokenSequence.concatenate(PREFIX, {"a": TokenSequence(FIRST)}.items()).mask is None
 
 
 def test_modalities_are_selected_behind_the_prefix():
     parts = {"a": TokenSequence(FIRST), "b": TokenSequence(SECOND, MASK), "c": TokenSequence(FIRST + 9)}
-    joined = TokenSequence.concatenate(PREFIX, parts)
+    joined = TokenSequence.concatenate(PREFIX, parts.items())
     assert joined.select(["a", "b", "c"]) is joined
     chosen = joined.select(["b", "c"])
-    expected = TokenSequence.concatenate(PREFIX, {"b": parts["b"], "c": parts["c"]})
+    expected = TokenSequence.concatenate(PREFIX, {"b": parts["b"], "c": parts["c"]}.items())
     assert_close(chosen.embeddings, expected.embeddings)
     assert_close(chosen.mask, expected.mask)
     assert chosen.segments == expected.segments
@@ -41,13 +41,13 @@ def test_modalities_are_selected_behind_the_prefix():
 
 
 def test_the_mean_leaves_out_padding_and_prefix():
-    joined = TokenSequence.concatenate(PREFIX, {"a": TokenSequence(FIRST), "b": TokenSequence(SECOND, MASK)})
+    joined = TokenSequence.concatenate(PREFIX, {"a": TokenSequence(FIRST), "b": TokenSequence(SECOND, MASK)}.items())
     expected = [
         torch.stack([*FIRST[row], *(token for token, real in zip(SECOND[row], MASK[row], strict=True) if real)]).mean(0)
         for row in range(2)
     ]
     assert_close(joined.mean(), torch.stack(expected))
-    unpadded = TokenSequence.concatenate(PREFIX, {"a": TokenSequence(FIRST)})
+    unpadded = TokenSequence.concatenate(PREFIX, {"a": TokenSequence(FIRST)}.items())
     assert_close(unpadded.mean(), FIRST.mean(dim=1))
 
 

@@ -8,6 +8,7 @@ from transformers import PreTrainedConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .linear import Linear, to_computable
+from .packing import Packing
 
 __all__ = ["SelfAttention", "eager_attention_forward"]
 
@@ -65,16 +66,18 @@ class SelfAttention(nn.Module):
         self.o_proj = Linear(config.hidden_size, config.hidden_size)
 
     def forward(
-        self, hidden_states: Tensor, attention_mask: Tensor | None, **kwargs: Any
+        self, hidden_states: Tensor, attention_mask: Tensor | None, packing: Packing | None = None, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
         """Attend from every token to every token that the mask allows.
 
         Args:
             hidden_states: `(batch, tokens, hidden)`.
             attention_mask: In the form of the implementation in use, from `create_bidirectional_mask`.
+            packing: Where rows lie in `(1, tokens, hidden)`; every token then attends to its own row.
 
         Returns:
-            Tokens `(batch, tokens, hidden)`, and weights `(batch, heads, tokens, tokens)` of the eager implementation.
+            Tokens `(batch, tokens, hidden)`, and weights `(batch, heads, tokens, tokens)` of the eager implementation,
+            unless packed.
         """
         by_head = (*hidden_states.shape[:-1], -1, self.head_dim)
         attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
@@ -84,14 +87,10 @@ class SelfAttention(nn.Module):
             projection(hidden_states).view(by_head).transpose(1, 2)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
-        values, weights = attend(
-            self,
-            to_computable(query),
-            to_computable(key),
-            to_computable(value),
-            attention_mask,
-            dropout=self.attention_dropout if self.training else 0.0,
-            scaling=self.scaling,
-            **kwargs,
-        )
+        tensors = (to_computable(query), to_computable(key), to_computable(value))
+        kwargs |= {"dropout": self.attention_dropout if self.training else 0.0, "scaling": self.scaling}
+        if packing is None:
+            values, weights = attend(self, *tensors, attention_mask, **kwargs)
+        else:
+            values, weights = packing.attend(attend, self, *tensors, **kwargs)
         return self.o_proj(values.reshape(hidden_states.shape).to(query.dtype)), weights

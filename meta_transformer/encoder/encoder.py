@@ -5,10 +5,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
-from transformers.masking_utils import create_bidirectional_mask
+from transformers.masking_utils import create_bidirectional_mask, packed_sequence_mask_function
 
 from .attention import SelfAttention
+from .bottleneck import Exchange
 from .layer import DropPath, MetaTransformerLayer
+from .packing import Packing
 
 __all__ = ["MetaTransformerEncoder"]
 
@@ -34,21 +36,40 @@ class MetaTransformerEncoder(nn.Module):
         self.layers = nn.ModuleList(MetaTransformerLayer(config, rate) for rate in rates)
         self.layernorm = nn.LayerNorm(*norm) if config.use_final_layernorm else nn.Identity()
 
-    def forward(self, hidden_states: Tensor, mask: Tensor | None = None, **kwargs: Any) -> Tensor:
+    def forward(
+        self,
+        hidden_states: Tensor,
+        mask: Tensor | None = None,
+        *,
+        blocks: Tensor | None = None,
+        packing: Packing | None = None,
+        exchange: Exchange | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
         """Run the blocks.
 
         Args:
-            hidden_states: Tokens, `(batch, tokens, hidden)`.
+            hidden_states: Tokens, `(batch, tokens, hidden)`; packed, `(1, real tokens, hidden)`.
             mask: `(batch, tokens)`, true for real tokens; `None` when nothing is padded.
-            kwargs: Passed on to the attention function, such as `cu_seq_lens_q` for flash attention.
+            blocks: `(tokens,)` numbers: tokens attend to those of the same number; `None` for one block.
+            packing: How the tokens were packed; it stands for `mask` and `blocks`.
+            exchange: What happens between two layers.
+            kwargs: Passed on to the attention function.
 
         Returns:
-            Encoded tokens, `(batch, tokens, hidden)`. Columns of padding hold undefined values.
+            Encoded tokens in the shape in which they came. Columns of padding hold undefined values.
         """
         hidden_states = self.pre_layernorm(hidden_states)
-        attention_mask = create_bidirectional_mask(config=self.config, inputs_embeds=hidden_states, attention_mask=mask)
-        for layer in self.layers:
-            hidden_states = layer(hidden_states, attention_mask, **kwargs)
+        attention_mask = None
+        if packing is None:
+            own = None if blocks is None else packed_sequence_mask_function(blocks.expand(len(hidden_states), -1))
+            attention_mask = create_bidirectional_mask(
+                config=self.config, inputs_embeds=hidden_states, attention_mask=mask, and_mask_function=own
+            )
+        for number, layer in enumerate(self.layers):
+            hidden_states = layer(hidden_states, attention_mask, packing, **kwargs)
+            if exchange is not None and number >= exchange.first_layer:
+                hidden_states = exchange(hidden_states)
         return self.layernorm(hidden_states)
 
     def train(self, mode: bool = True) -> "MetaTransformerEncoder":

@@ -11,6 +11,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .attention import SelfAttention
 from .linear import Linear
+from .packing import Packing
 
 __all__ = ["DropPath", "FeedForward", "LayerScale", "MetaTransformerLayer"]
 
@@ -39,10 +40,13 @@ class DropPath(nn.Module):
         super().__init__()
         self.rate = rate
 
-    def forward(self, branch: Tensor) -> Tensor:
+    def forward(self, branch: Tensor, packing: Packing | None = None) -> Tensor:
         if not self.training or self.rate == 0.0:
             return branch
-        keep = torch.empty(branch.shape[0], 1, 1, dtype=branch.dtype, device=branch.device).bernoulli_(1 - self.rate)
+        count = branch.shape[0] if packing is None else len(packing.lengths)
+        keep = torch.empty(count, 1, 1, dtype=branch.dtype, device=branch.device).bernoulli_(1 - self.rate)
+        if packing is not None:
+            keep = keep[packing.rows].transpose(0, 1)
         return branch * keep / (1 - self.rate)
 
 
@@ -80,7 +84,14 @@ class MetaTransformerLayer(GradientCheckpointingLayer):
         self.layer_scale1 = nn.Identity() if scale is None else LayerScale(config.hidden_size, scale)
         self.layer_scale2 = nn.Identity() if scale is None else LayerScale(config.hidden_size, scale)
 
-    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
-        attended, _ = self.attention(self.layernorm_before(hidden_states), attention_mask, **kwargs)
-        hidden_states = hidden_states + self.drop_path(self.layer_scale1(attended))
-        return hidden_states + self.drop_path(self.layer_scale2(self.mlp(self.layernorm_after(hidden_states))))
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        packing: Packing | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        attended, _ = self.attention(self.layernorm_before(hidden_states), attention_mask, packing, **kwargs)
+        hidden_states = hidden_states + self.drop_path(self.layer_scale1(attended), packing)
+        fed = self.layer_scale2(self.mlp(self.layernorm_after(hidden_states)))
+        return hidden_states + self.drop_path(fed, packing)

@@ -1,6 +1,6 @@
 """What every head is: a module from encoded tokens to a prediction and a loss, with a configuration of its own."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -38,9 +38,16 @@ class HeadConfig:
         layers: What the head reads: `"last"`, what leaves the trunk, with its final norm; or a learned mixture of
             layers without it, `"all"`, or those of these numbers, 0 for what enters the first block, -1 for what leaves
             the last. One number is that layer alone.
+        modalities: Whose tokens it reads, behind the class token; `None` for all. The trunk encodes all of them, so the
+            tokens read know of the others.
     """
 
     layers: str | list[int] = "last"
+    modalities: list[str] | None = None
+
+    def validate_modalities(self) -> None:
+        if self.modalities is not None and not self.modalities:
+            raise ValueError("modalities must name one or more, or be None for all that are present, got [].")
 
     def validate_layers(self) -> None:
         """Refuse what names no layer; whether the trunk has it is seen when the head is built."""
@@ -127,10 +134,19 @@ class TaskHead(nn.Module):
         return {name: sequence.select([name]) for name in sequence.modalities}
 
     def read(self, sequence: TokenSequence) -> TokenSequence:
-        """The sequence with the embeddings that `layers` asks for; the model calls this in front of `forward`."""
-        if self.layer_mixture is None:
+        """The tokens and layers that the options ask for; the model calls this in front of `forward`.
+
+        Raises:
+            ValueError: `modalities` names one that the batch, or some of its samples, do not have.
+        """
+        if self.layer_mixture is not None:
+            sequence = sequence.replace_embeddings(self.layer_mixture(sequence.hidden_states))
+        if self.config.modalities is None:
             return sequence
-        return sequence.replace_embeddings(self.layer_mixture(sequence.hidden_states))
+        if absent := set(self.config.modalities) - set(sequence.modalities):
+            raise ValueError(f"The head reads {sorted(absent)}, but the batch has {list(sequence.modalities)} alone.")
+        self._refuse_missing(sequence, self.config.modalities)
+        return sequence.select(self.config.modalities)
 
     @classmethod
     def accepts(cls, layout: Layout | None) -> bool:
@@ -150,7 +166,16 @@ class TaskHead(nn.Module):
                 f"{type(self).__name__} needs exactly one modality with a layout of "
                 f"{[layout.__name__ for layout in self.layouts]}, got {present}."
             )
+        self._refuse_missing(sequence, [found[0].modality])
         return found[0]
+
+    def _refuse_missing(self, sequence: TokenSequence, modalities: Iterable[str]) -> None:
+        for modality in modalities:
+            if missing := sequence.missing(modality):
+                raise ValueError(
+                    f"{type(self).__name__} reads {modality!r}, which the samples {missing} of the batch do not have; "
+                    "leave them out."
+                )
 
     def label_collator(self) -> Callable[[list[Any]], Any]:
         """What makes the `labels` of a batch from those of its samples; it is pickled without the head's weights."""

@@ -12,12 +12,10 @@ entropy of DETR and YOLOS is divided by a number that grows with the pictures as
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import PreTrainedConfig
 from transformers import initialization as init
 
@@ -190,13 +188,7 @@ class SetBoxes(nn.Module):
 
     def extend(self, sequence: TokenSequence) -> TokenSequence:
         """The sequence with the detection tokens behind all others, in no segment."""
-        tokens = self.tokens.to(sequence.embeddings.dtype).expand(len(sequence.embeddings), -1, -1)
-        mask = sequence.mask
-        return replace(
-            sequence,
-            embeddings=torch.cat([sequence.embeddings, tokens], dim=1),
-            mask=None if mask is None else functional.pad(mask.bool(), (0, tokens.shape[1]), value=True),
-        )
+        return sequence.append(self.tokens[0])
 
     def forward(self, sequence: TokenSequence, segment: Segment, sizes: Tensor) -> tuple[Tensor, Tensor]:
         """Logits `(batch, tokens, classes)` and boxes `(batch, tokens, 4)`; arguments as of `DenseBoxes.forward`."""

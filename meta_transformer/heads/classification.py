@@ -16,8 +16,9 @@ from transformers.utils import ModelOutput
 
 from ..sequence import TokenSequence
 from .base import IGNORED, HeadConfig, TaskHead, count_labels
+from .late_fusion import make_pooling
 from .metrics import TaskMetrics, torchmetrics
-from .pooling import Pooling, PoolingMode
+from .pooling import PoolingMode
 
 __all__ = ["ClassificationHead", "ClassificationHeadConfig"]
 
@@ -64,7 +65,7 @@ class ClassificationHead(TaskHead):
         self.problem_type = model_config.problem_type
         if self.problem_type == "regression":
             raise ValueError("problem_type is 'regression', which is not what a classification head solves.")
-        self.pooling = Pooling(config.pooling, model_config.hidden_size, model_config.num_attention_heads)
+        self.pooling = make_pooling(config.pooling, model_config)
         self.layernorm = nn.LayerNorm(model_config.hidden_size, eps=model_config.layer_norm_eps)
         self.dropout = nn.Dropout(config.dropout)
         self.classifier = nn.Linear(model_config.hidden_size, self.num_labels)

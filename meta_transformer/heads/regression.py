@@ -16,8 +16,9 @@ from transformers.utils import ModelOutput
 
 from ..sequence import TokenSequence
 from .base import HeadConfig, TaskHead
+from .late_fusion import make_pooling
 from .metrics import TaskMetrics, torchmetrics
-from .pooling import Pooling, PoolingMode
+from .pooling import PoolingMode
 
 __all__ = ["RegressionHead", "RegressionHeadConfig", "RegressionOutput"]
 
@@ -91,7 +92,7 @@ class RegressionHead(TaskHead):
 
     def __init__(self, config: RegressionHeadConfig, model_config: PreTrainedConfig) -> None:
         super().__init__(config, model_config)
-        self.pooling = Pooling(config.pooling, model_config.hidden_size, model_config.num_attention_heads)
+        self.pooling = make_pooling(config.pooling, model_config)
         self.layernorm = nn.LayerNorm(model_config.hidden_size, eps=model_config.layer_norm_eps)
         self.dropout = nn.Dropout(config.dropout)
         outputs = config.num_targets * (2 if config.loss == "gaussian_nll" else 1)

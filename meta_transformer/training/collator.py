@@ -36,13 +36,14 @@ class DataCollatorForMetaTransformer:
 
         Args:
             samples: Each a raw sample by modality, with its label under `labels`, `label` or `label_ids` if it has one.
+                Modalities may differ from sample to sample; see `MetaTransformerProcessor`.
 
         Returns:
             Model inputs, and `labels`. What heads take beside labels, such as `future_time_features`, goes along under
             its own name.
 
         Raises:
-            ValueError: No sample, samples that hold different modalities, or none that the processor knows.
+            ValueError: No sample, or one without any modality that the processor knows.
         """
         if not samples:
             raise ValueError("Cannot make a batch of no samples.")
@@ -53,10 +54,7 @@ class DataCollatorForMetaTransformer:
                 f"Samples have the keys {sorted(samples[0])}, but none of the modalities of the processor, "
                 f"{list(self.processor.processors)}; rename the data set's columns to these."
             )
-        try:
-            raw: dict[str, Any] = {modality: [sample[modality] for sample in samples] for modality in modalities}
-        except KeyError as error:
-            raise ValueError(f"Some samples of the batch have modality {error}, and some have not.") from error
+        raw: dict[str, Any] = {modality: [sample.get(modality) for sample in samples] for modality in modalities}
         batch = dict(self.processor(**raw, **self.processor_kwargs))
         for name in _LABEL_NAMES:
             if name in samples[0]:

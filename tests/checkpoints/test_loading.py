@@ -114,7 +114,7 @@ def test_a_configuration_may_be_given_whole(folder: Path) -> None:
     image = {"patch_size": 8, "image_size": 24}
     config = MetaTransformerConfig(**TINY, layer_norm_eps=1e-6, modalities={"image": image, "audio": None})
     model = MetaTransformerModel.from_pretrained(folder, config=config)
-    assert list(model.tokenizers) == ["image", "audio"]
+    assert list(model.tokenizers) == ["audio", "image"]
     assert model.config.encoder_name_or_path == str(folder)
     assert config.encoder_name_or_path is None
 

@@ -89,12 +89,16 @@ class Case:
     def labels(self, count: int = 4) -> Any:
         return self.model().head.label_collator()(self.label_rows(count))
 
-    def data(self, count: int = 4) -> list[dict[str, Any]]:
-        """Raw samples with their labels, as the collator takes them."""
+    def raw_rows(self, count: int = 4) -> list[dict[str, Any]]:
+        """Raw samples, each a dict."""
         samples = self.samples(count)
         rows = samples.to_dict("records") if hasattr(samples, "to_dict") else list(samples)
+        return [{self.modality: row} for row in rows]
+
+    def data(self, count: int = 4) -> list[dict[str, Any]]:
+        """Raw samples with their labels, as the collator takes them."""
         labels = self.label_rows(count)
-        return [{self.modality: row, "labels": label} for row, label in zip(rows, labels, strict=True)]
+        return [{**row, "labels": label} for row, label in zip(self.raw_rows(count), labels, strict=True)]
 
     @staticmethod
     def cut(whole: Any, like: Any) -> Any:

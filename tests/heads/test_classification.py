@@ -61,10 +61,10 @@ def test_uneven_parts_of_a_batch_sum_to_its_loss(labels):
 @pytest.mark.parametrize("pooling", ["cls", "mean", "attention"])
 def test_padding_has_no_influence(pooling):
     made = head(pooling=pooling)
-    prefix, mask = TOKENS[:, :1], torch.ones(6, 4, dtype=torch.bool)
+    prefix, mask = TokenSequence(TOKENS[:, :1]), torch.ones(6, 4, dtype=torch.bool)
     mask[:, 2:] = False
-    padded = TokenSequence.concatenate(prefix, {"a": TokenSequence(TOKENS[:, 1:], mask)})
-    alone = TokenSequence.concatenate(prefix, {"a": TokenSequence(TOKENS[:, 1:3])})
+    padded = TokenSequence.concatenate(prefix, {"a": TokenSequence(TOKENS[:, 1:], mask)}.items())
+    alone = TokenSequence.concatenate(prefix, {"a": TokenSequence(TOKENS[:, 1:3])}.items())
     assert_close(made(padded).logits, made(alone).logits)
 
 

@@ -42,9 +42,16 @@ def test_a_label_that_is_missing_is_refused(collator):
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_samples_of_different_modalities_are_refused(collator, order):
-    with pytest.raises(ValueError, match="modality 'audio', and some have not"):
-        collator([{"image": IMAGE}, {"image": IMAGE, "audio": WAVE}][::order])
+def test_samples_may_have_different_modalities(collator, order):
+    batch = collator([{"image": IMAGE}, {"image": IMAGE, "audio": WAVE}][::order])
+    assert len(batch["pixel_values"]) == 2
+    assert batch["audio_samples"].tolist() == [1 if order == 1 else 0]
+    assert "image_samples" not in batch
+
+
+def test_a_sample_without_modality_is_refused(collator):
+    with pytest.raises(ValueError, match=r"samples \[1\] have no modality"):
+        collator([{"image": IMAGE}, {"image": None}])
 
 
 def test_samples_that_the_processor_does_not_know_are_refused(collator):

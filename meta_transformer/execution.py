@@ -1,0 +1,71 @@
+"""How a sequence goes through the trunk: as the padded batch that it is, or packed."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig
+
+from .encoder.bottleneck import Exchange
+from .encoder.packing import Packing, has_variable_length
+from .sequence import TokenSequence
+
+__all__ = ["block_numbers", "make_exchange", "make_packing"]
+
+
+def block_numbers(sequence: TokenSequence) -> Tensor | None:
+    """`(tokens,)`, the number of the block of each column; `None` if there is one block."""
+    if not sequence.blocks:
+        return None
+    numbers = {modality: number for number, modality in enumerate(dict.fromkeys(sequence.blocks))}
+    return torch.tensor([numbers[modality] for modality in sequence.blocks], device=sequence.embeddings.device)
+
+
+def make_packing(
+    sequence: TokenSequence, blocks: Tensor | None, config: PreTrainedConfig, *, attentions: bool
+) -> Packing | None:
+    """How to pack a sequence; `None` if it shall stay padded.
+
+    Args:
+        sequence: Tokens that are not encoded yet.
+        blocks: Of `block_numbers`.
+        config: Reads `packing` and the attention implementation.
+        attentions: Whether weights of attention are asked for, which only padded execution has.
+
+    Raises:
+        ValueError: They are asked for, and `packing` is true.
+    """
+    settings: Any = config
+    tokens, mask = sequence.embeddings, sequence.mask
+    if settings.packing is False or torch.compiler.is_compiling():  # a graph cannot follow lengths
+        return None
+    if attentions:
+        if settings.packing is True:
+            raise ValueError("Attention weights exist in padded execution alone; set config.packing to 'auto'.")
+        return None
+    if mask is None and blocks is None:
+        return None
+    slow = tokens.is_cuda and not has_variable_length(tokens) and "flash" not in settings._attn_implementation
+    if settings.packing == "auto" and slow:
+        return None
+    mask = tokens.new_ones(tokens.shape[:2], dtype=torch.bool) if mask is None else mask.bool()
+    if blocks is None and mask.all():
+        return None
+    return Packing.of(mask, blocks)
+
+
+def make_exchange(sequence: TokenSequence, packing: Packing | None, config: PreTrainedConfig) -> Exchange | None:
+    """What happens between layers; arguments as of `make_packing`."""
+    settings: Any = config
+    if settings.fusion != "bottleneck":
+        return None
+    batch, width = sequence.embeddings.shape[:2]
+    device, classes = sequence.embeddings.device, sequence.class_tokens
+    columns = torch.tensor(classes, device=device)[:, None] + torch.arange(
+        1, 1 + settings.num_bottleneck_tokens, device=device
+    )
+    places = torch.arange(batch, device=device)[:, None, None] * width + columns
+    present = torch.ones(batch, len(classes), dtype=torch.bool, device=device)
+    if sequence.mask is not None:
+        present = sequence.mask[:, classes].bool()
+    return Exchange(places if packing is None else packing.packed_places(places), present, settings.bottleneck_layer)
