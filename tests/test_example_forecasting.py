@@ -35,8 +35,8 @@ def series() -> tuple[pd.DataFrame, TimeSeriesProcessor]:
     return table, TimeSeriesProcessor().fit(table[:120])
 
 
-def windows(example, series, part: str):
-    return example.Windows(*series, part, LOOK_BACK, HORIZON)
+def windows(example, series, part: str, **options):
+    return example.Windows(*series, part, LOOK_BACK, HORIZON, **options)
 
 
 def test_windows_are_all_whose_future_lies_in_the_part(example, series) -> None:
@@ -45,6 +45,32 @@ def test_windows_are_all_whose_future_lies_in_the_part(example, series) -> None:
     table, processor = series
     np.testing.assert_allclose(first["time_series"], table[148:160])
     np.testing.assert_allclose(first["labels"], processor.standardize(table[160:164]))
+
+
+def test_a_moved_window_has_one_step_up_or_down_in_past_and_future_for_each_series(example, series) -> None:
+    still, moved = windows(example, series, "train")[3], windows(example, series, "train", shift=0.5)
+    torch.manual_seed(0)
+    moves = []
+    for window in (moved[3] for _ in range(400)):
+        past = series[1].standardize(window["time_series"]) - series[1].standardize(still["time_series"])
+        both = np.concatenate([past.numpy(), window["labels"] - still["labels"]])
+        np.testing.assert_allclose(both, np.broadcast_to(both[0], (LOOK_BACK + HORIZON, 2)), atol=1e-5)
+        moves.append(both[0])
+    np.testing.assert_allclose(np.mean(moves, axis=0), 0, atol=0.1)
+    np.testing.assert_allclose(np.cov(np.transpose(moves)), 0.25 * np.eye(2), atol=0.05)
+
+
+def test_the_linear_layer_of_moved_windows_is_the_ridge_regression_of_windows_moved_both_ways(
+    example, series, monkeypatch
+) -> None:
+    monkeypatch.setattr(example, "RIDGE", [3.0])
+    train = windows(example, series, "train", shift=0.5)
+    past, future = (each.reshape(-1, each.shape[-1]) for each in train.arrays())
+    inputs = np.concatenate([past + 0.5, past - 0.5])
+    inputs = np.column_stack([inputs, np.ones(len(inputs))])
+    reference = Ridge(2 * 3.0, fit_intercept=False).fit(inputs, np.concatenate([future + 0.5, future - 0.5]))
+    linear = example.Linear(train, windows(example, series, "validation"))
+    np.testing.assert_allclose(linear.weights[0], reference.coef_.T, atol=1e-8)
 
 
 @pytest.mark.parametrize("normalised", [False, True])
