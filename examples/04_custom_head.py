@@ -10,8 +10,8 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from meta_transformer import MetaTransformerConfig, MetaTransformerForTask, MetaTransformerProcessor, register_head
 from meta_transformer.heads.base import TaskHead, count_labels
+from meta_transformer.heads.late_fusion import make_pooling
 from meta_transformer.heads.metrics import TaskMetrics, mean_of
-from meta_transformer.heads.pooling import Pooling
 from meta_transformer.training import DataCollatorForMetaTransformer
 
 
@@ -21,7 +21,7 @@ class OrdinalHead(TaskHead):
     def __init__(self, config, model_config):
         super().__init__(config, model_config)
         self.grades = count_labels(model_config)
-        self.pooling = Pooling("mean", model_config.hidden_size, model_config.num_attention_heads)
+        self.pooling = make_pooling("mean", model_config)
         self.score = torch.nn.Linear(model_config.hidden_size, 1, bias=False)
         self.thresholds = torch.nn.Parameter(torch.zeros(self.grades - 1))
 

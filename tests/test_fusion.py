@@ -6,6 +6,7 @@ from torch.testing import assert_close
 
 from meta_transformer import MetaTransformerConfig, MetaTransformerForClassification, MetaTransformerModel
 from meta_transformer.fusion import align, drop_modalities, fill_absent
+from meta_transformer.heads.pooling import Pooling
 from meta_transformer.sequence import SeriesLayout, TokenSequence
 
 FUSIONS = ["early", "concat", "gated", "attention", "bottleneck"]
@@ -292,3 +293,9 @@ def test_attention_weights_are_had_padded_alone():
 def test_bad_options_are_refused(options, message):
     with pytest.raises(Exception, match=message):
         config(**options)
+
+
+def test_a_pooling_that_does_not_know_fusion_refuses_several_class_tokens():
+    sequence = make_model(fusion="gated").model.tokenize(**batch(SAMPLES))
+    with pytest.raises(ValueError, match="make_pooling"):
+        Pooling("cls", 32, 4)(sequence)

@@ -40,8 +40,17 @@ class Pooling(nn.Module):
             init.trunc_normal_(self.query, std=std)
 
     def forward(self, sequence: TokenSequence) -> Tensor:
-        """From tokens `(batch, tokens, hidden)` to `(batch, hidden)`; tokens of padding have no influence."""
+        """From tokens `(batch, tokens, hidden)` to `(batch, hidden)`; tokens of padding have no influence.
+
+        Raises:
+            ValueError: A class token is asked for, and each of several modalities has one.
+        """
         if self.mode == "cls":
+            if len(sequence.class_tokens) > 1:
+                raise ValueError(
+                    f"the modalities {list(sequence.modalities)} have a class token each; make the pooling with "
+                    "heads.late_fusion.make_pooling, which combines them."
+                )
             return sequence.embeddings[:, 0]
         if self.mode == "mean":
             return sequence.mean()

@@ -47,9 +47,9 @@ def padding(batch):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("garbage", [float("nan"), 1e30])
-def test_garbage_where_a_mask_is_false_changes_nothing(case, garbage):
-    model, batch = case.lively_model(), case.batch()
+@pytest.mark.parametrize(("garbage", "packing"), [(float("nan"), False), (1e30, "auto")])
+def test_garbage_where_a_mask_is_false_changes_nothing(case, garbage, packing):
+    model, batch = case.lively_model(packing=packing), case.batch()
     spoilt, places = dict(batch), 0
     for name, mask in padding(batch):
         spoilt[name] = spoilt[name].masked_fill(mask, garbage if batch[name].is_floating_point() else 10**9)
