@@ -33,11 +33,17 @@ def make_packing(
         attentions: Whether weights of attention are asked for, which only padded execution has.
 
     Raises:
-        ValueError: They are asked for, and `packing` is true.
+        ValueError: They are asked for, and `packing` is true; flash attention of several blocks shall stay padded.
     """
     settings: Any = config
     tokens, mask = sequence.embeddings, sequence.mask
+    flash = "flash" in settings._attn_implementation
     if settings.packing is False or torch.compiler.is_compiling():  # a graph cannot follow lengths
+        if flash and blocks is not None:
+            raise ValueError(
+                "Flash attention takes no mask that keeps modalities apart: with this fusion it runs packed alone. Set "
+                "config.packing to 'auto' and do not compile, or choose attn_implementation='sdpa'."
+            )
         return None
     if attentions:
         if settings.packing is True:
@@ -45,7 +51,7 @@ def make_packing(
         return None
     if mask is None and blocks is None:
         return None
-    slow = tokens.is_cuda and not has_variable_length(tokens) and "flash" not in settings._attn_implementation
+    slow = tokens.is_cuda and not has_variable_length(tokens) and not flash
     if settings.packing == "auto" and slow:
         return None
     mask = tokens.new_ones(tokens.shape[:2], dtype=torch.bool) if mask is None else mask.bool()

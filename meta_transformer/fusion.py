@@ -58,7 +58,8 @@ def count_samples(parts: dict[str, TokenSequence], samples: dict[str, Tensor | N
         samples: For each modality `(rows,)`, the sample that each row belongs to; `None` if row `i` is sample `i`.
 
     Raises:
-        ValueError: Numbers of another shape, or negative; modalities that disagree; a sample without any modality.
+        ValueError: Numbers of another shape, or negative; no rows; modalities that disagree; a sample without any
+            modality.
     """
     rows = {modality: len(part.embeddings) for modality, part in parts.items()}
     whole = {modality: count for modality, count in rows.items() if samples[modality] is None}
@@ -68,6 +69,8 @@ def count_samples(parts: dict[str, TokenSequence], samples: dict[str, Tensor | N
     if not sparse:
         return next(iter(whole.values()))
     for modality, numbers in sparse.items():
+        if not rows[modality]:
+            raise ValueError(f"{modality!r} has no rows; leave out its inputs where no sample has it.")
         if tuple(numbers.shape) != (rows[modality],) or numbers.is_floating_point() or numbers.min() < 0:
             raise ValueError(
                 f"{modality}_samples must be {rows[modality]} integers from 0, the sample of each row of {modality!r}, "

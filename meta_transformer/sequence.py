@@ -255,7 +255,7 @@ class TokenSequence:
         return TokenSequence(self.embeddings[rows], mask, layout, present)
 
     def select(self, modalities: Collection[str]) -> "TokenSequence":
-        """The tokens of some modalities, behind what stands in front of the first one; undoes `concatenate`.
+        """The tokens of some modalities, between what stands in front of and behind all; undoes `concatenate`.
 
         Of all that there are, it is the sequence itself.
         """
@@ -267,6 +267,8 @@ class TokenSequence:
             if segment.modality in modalities:
                 segments.append(replace(segment, start=len(kept)))
                 kept += range(len(self))[segment.columns]
+        behind = range(self.segments[-1].columns.stop, len(self))
+        kept += [place for place in behind if not self.blocks or self.blocks[place] in modalities]
         columns = torch.tensor(kept, device=self.embeddings.device)
         return replace(
             self,
@@ -277,11 +279,14 @@ class TokenSequence:
             hidden_states=tuple(state[:, columns] for state in self.hidden_states),
         )
 
-    def append(self, tokens: Tensor) -> "TokenSequence":
-        """The sequence with tokens `(count, hidden)` behind all others of each sample, in no segment."""
+    def append(self, tokens: Tensor, modality: str) -> "TokenSequence":
+        """The sequence with tokens `(count, hidden)` behind all others of each sample, in no segment.
+
+        Where modalities are blocks, the tokens belong to that of `modality`.
+        """
         tokens = tokens.to(self.embeddings.dtype).expand(len(self.embeddings), -1, -1)
         mask = None if self.mask is None else functional.pad(self.mask.bool(), (0, tokens.shape[1]), value=True)
-        blocks = (*self.blocks, *self.blocks[-1:] * tokens.shape[1])
+        blocks = (*self.blocks, *[modality] * tokens.shape[1]) if self.blocks else ()
         return replace(self, embeddings=torch.cat([self.embeddings, tokens], dim=1), mask=mask, blocks=blocks)
 
     @staticmethod

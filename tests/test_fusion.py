@@ -1,10 +1,13 @@
 """Samples with any subset of modalities: joining, dropping, filling, and the ways of fusion, on a small model."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch.testing import assert_close
 
 from meta_transformer import MetaTransformerConfig, MetaTransformerForClassification, MetaTransformerModel
+from meta_transformer.execution import block_numbers, make_packing
 from meta_transformer.fusion import align, drop_modalities, fill_absent
 from meta_transformer.heads.pooling import Pooling
 from meta_transformer.sequence import SeriesLayout, TokenSequence
@@ -262,6 +265,12 @@ def test_bad_numbers_of_samples_are_refused(changes, message):
         make_model()(**inputs, **changes)
 
 
+def test_a_modality_without_rows_is_refused():
+    inputs = {"input_features": raw()["input_features"], "pixel_values": raw()["pixel_values"][:0]}
+    with pytest.raises(ValueError, match="'image' has no rows; leave out its inputs"):
+        make_model()(**inputs, image_samples=torch.tensor([], dtype=torch.long))
+
+
 def test_numbers_of_samples_of_a_modality_that_the_model_lacks_are_refused():
     with pytest.raises(ValueError, match="'imu_samples' of modality 'imu'"):
         make_model()(pixel_values=raw()["pixel_values"], imu_samples=torch.arange(3))
@@ -278,6 +287,18 @@ def test_attention_weights_are_had_padded_alone():
     model.config.packing = True
     with pytest.raises(ValueError, match="packing to 'auto'"):
         model(**batch(SAMPLES), output_attentions=True)
+
+
+def test_flash_attention_keeps_modalities_apart_packed_alone():
+    for fusion, refused in (("gated", True), ("bottleneck", True), ("early", False)):
+        model = make_model(fusion=fusion, packing=False).model
+        sequence = model.tokenize(**batch(SAMPLES))
+        model.config._attn_implementation = "flash_attention_2"
+        blocks = block_numbers(sequence)
+        with pytest.raises(ValueError, match="runs packed alone") if refused else nullcontext():
+            assert make_packing(sequence, blocks, model.config, attentions=False) is None
+        model.config.packing = "auto"
+        assert make_packing(sequence, blocks, model.config, attentions=False) is not None
 
 
 @pytest.mark.parametrize(

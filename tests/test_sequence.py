@@ -68,3 +68,14 @@ def test_nan_in_padding_does_not_reach_the_mean():
     tokens = SECOND.clone()
     tokens[0, 1] = torch.nan
     assert_close(TokenSequence(tokens, MASK).mean(), torch.stack([SECOND[0, 0], SECOND[1].mean(dim=0)]))
+
+
+@pytest.mark.parametrize("blocks", [[], ["a", "b"]])
+def test_what_stands_behind_all_segments_is_selected_with_its_block(blocks):
+    prefix = TokenSequence(torch.randn(2, 2, 4))
+    parts = {"a": TokenSequence(FIRST), "b": TokenSequence(SECOND, MASK)}
+    tokens = torch.randn(3, 4)
+    extended = TokenSequence.concatenate(prefix, parts.items(), blocks=blocks).append(tokens, "a")
+    assert extended.blocks[-3:] == (("a",) * 3 if blocks else ())
+    assert_close(extended.select(["a"]).embeddings[:, -3:], tokens.expand(2, -1, -1))
+    assert len(extended.select(["b"])) == (1 + 2 if blocks else 2 + 2 + 3)

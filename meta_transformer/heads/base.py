@@ -1,7 +1,7 @@
 """What every head is: a module from encoded tokens to a prediction and a loss, with a configuration of its own."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -166,7 +166,8 @@ class TaskHead(nn.Module):
                 f"{type(self).__name__} needs exactly one modality with a layout of "
                 f"{[layout.__name__ for layout in self.layouts]}, got {present}."
             )
-        self._refuse_missing(sequence, [found[0].modality])
+        own = replace(sequence, segments=(found[0],))  # without the learned tokens that stand for what is absent
+        self._refuse_missing(own, [found[0].modality])
         return found[0]
 
     def _refuse_missing(self, sequence: TokenSequence, modalities: Iterable[str]) -> None:

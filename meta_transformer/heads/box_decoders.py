@@ -186,9 +186,9 @@ class SetBoxes(nn.Module):
     def init_parameters(self, std: float) -> None:
         init.trunc_normal_(self.tokens, std=std)
 
-    def extend(self, sequence: TokenSequence) -> TokenSequence:
-        """The sequence with the detection tokens behind all others, in no segment."""
-        return sequence.append(self.tokens[0])
+    def extend(self, sequence: TokenSequence, segment: Segment) -> TokenSequence:
+        """The sequence with the detection tokens behind all others; they attend to what the picture attends to."""
+        return sequence.append(self.tokens[0], segment.modality)
 
     def forward(self, sequence: TokenSequence, segment: Segment, sizes: Tensor) -> tuple[Tensor, Tensor]:
         """Logits `(batch, tokens, classes)` and boxes `(batch, tokens, 4)`; arguments as of `DenseBoxes.forward`."""

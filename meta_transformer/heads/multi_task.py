@@ -191,8 +191,8 @@ class MultiTaskHead(TaskHead):
 
         Raises:
             TypeError: Labels that are no dict.
-            ValueError: Labels of a task that the model does not have or whose input is missing, and what the heads
-                raise.
+            ValueError: Labels of a task that the model does not have or whose input is missing, some samples that lack
+                what `modalities` of a task names, and what the heads raise.
         """
         parts: dict[str, dict[str, TokenSequence]] = {}
         for place, part in sequence.items():
@@ -202,6 +202,9 @@ class MultiTaskHead(TaskHead):
         outputs, losses, total = {}, {}, None
         for name, own in parts.items():
             head = self._heads()[name]
+            if self.config.tasks[name].modalities:
+                for part in own.values():
+                    head._refuse_missing(part, part.modalities)
             read = {place: head.read(part) for place, part in own.items()}
             label, count = (labels or {}).get(name), (num_items_in_batch or {}).get(name)
             options = {each: inputs[each] for each in head.model_input_names if each in inputs}

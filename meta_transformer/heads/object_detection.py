@@ -111,7 +111,7 @@ class ObjectDetectionHead(TaskHead):
         parts = super().parts(sequence)
         if isinstance(self.decoder, DenseBoxes):
             return parts
-        return {name: self.decoder.extend(part) for name, part in parts.items()}
+        return {name: self.decoder.extend(part, self.segment_of(part)) for name, part in parts.items()}
 
     def forward(
         self,
