@@ -18,9 +18,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import soundfile
 import torch
-from PIL import Image
+from digit_pairs import RATE, TOKENIZERS, disturbed, make_processor, read, shifted
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import label_ranking_average_precision_score
 from sklearn.pipeline import make_pipeline
@@ -30,29 +29,13 @@ from torch.utils.data import Dataset
 from torchaudio.transforms import MFCC
 
 from meta_transformer import MetaTransformerForRetrieval, MetaTransformerProcessor
-from meta_transformer.processors.audio import AudioProcessor
-from meta_transformer.processors.image import ImageProcessor
 
 CARD = 0.907  # of the set's CARD: spoken queries whose nearest picture is of their digit
-RATE = 8000
-TOKENIZERS = {
-    "image": {"patch_size": 8, "image_size": 32, "patch_embedding": "convolutional"},
-    "audio": {"patch_size": [64, 8], "stride": [64, 4]},  # all mel bins of 80 ms, one every 40 ms
-}
 HEAD = {"embed_dim": 64, "pooling": "mean", "layers": "all", "temperature": 0.1}
 BATCH = 20
 
 
 # 1. Data
-def read(data: Path) -> dict[str, pd.DataFrame]:
-    """The splits, each a row a pair: `audio` `(samples,)`, `image` `(32, 32)`, `label`."""
-    folder = data / "paired/spoken_written_digits"
-    table = pd.read_csv(folder / "pairs.csv")
-    table["audio"] = [soundfile.read(folder / path, dtype="float32")[0] for path in table["audio"]]
-    table["image"] = [np.asarray(Image.open(folder / path)) for path in table["image"]]
-    return {split: part.reset_index(drop=True) for split, part in table.groupby("split")}
-
-
 class Pairs(Dataset):
     """Rows as the collator takes them; in training, joined anew and changed at random."""
 
@@ -70,21 +53,6 @@ class Pairs(Dataset):
             image = shifted(self.table.loc[same[int(torch.randint(len(same), ()))], "image"])
             audio = disturbed(audio)
         return {"audio": audio, "image": image, "labels": int(label)}
-
-
-def shifted(image: np.ndarray, most: int = 2) -> np.ndarray:
-    """Moved by some pixels; edges are repeated."""
-    top, left = torch.randint(2 * most + 1, (2,)).tolist()
-    height, width = image.shape
-    return np.pad(image, most, mode="edge")[top : top + height, left : left + width]
-
-
-def disturbed(wave: np.ndarray) -> np.ndarray:
-    """Up to a tenth faster or slower, and with noise at 30 to 50 dB below the voice."""
-    length = int(len(wave) * (0.9 + 0.2 * float(torch.rand(()))))
-    resampled = np.interp(np.linspace(0, len(wave) - 1, length), np.arange(len(wave)), wave)
-    noise = float(resampled.std()) * 10 ** (-1.5 - float(torch.rand(())))
-    return (resampled + noise * torch.randn(length).numpy()).astype(np.float32)
 
 
 # 2. Baseline
@@ -182,10 +150,7 @@ def main() -> None:
     options = arguments(__file__, __doc__, epochs=24)
     splits = read(options.data)
     console.print(", ".join(f"{len(part)} pairs {split}" for split, part in splits.items()))
-    listen = AudioProcessor(sampling_rate=RATE, num_mel_bins=64)
-    listen.fit(list(splits["train"]["audio"]), sampling_rate=RATE)
-    look = ImageProcessor(num_channels=1, image_mean=[0.3], image_std=[0.35])
-    processor = MetaTransformerProcessor(audio=listen, image=look)
+    processor = make_processor(splits["train"])
     model, training = train(
         MetaTransformerForRetrieval,
         options.trunk,

@@ -25,7 +25,9 @@ from meta_transformer.training import DataCollatorForMetaTransformer
 console = Console()
 
 
-def arguments(file: str, description: str | None, **numbers: int) -> argparse.Namespace:
+def arguments(
+    file: str, description: str | None, choices: dict[str, list[str]] | None = None, **numbers: int
+) -> argparse.Namespace:
     """The options of an example.
 
     Results of a run with other options, or of other code, are deleted.
@@ -33,17 +35,21 @@ def arguments(file: str, description: str | None, **numbers: int) -> argparse.Na
     Args:
         file: The example's.
         description: What `--help` shows.
+        choices: Options of the example's own with the words they may be, the first one by default. Results of one word
+            are kept while others are run, so an example writes them to folders of their own.
         numbers: Options of the example's own that are whole numbers, with their defaults.
 
     Returns:
         `data`, the folder of the data sets; `trunk`, name or folder of the weights; `output`, the folder of what is
-        written; and `numbers`.
+        written; `choices` and `numbers`.
     """
     name = Path(file).stem
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--encoder", help="pretrained weights; without, a small trunk of random weights")
     for option, default in numbers.items():
         parser.add_argument(f"--{option.replace('_', '-')}", type=int, default=default, help=f"default: {default}")
+    for option, words in (choices or {}).items():
+        parser.add_argument(f"--{option}", choices=words, default=words[0], help=f"default: {words[0]}")
     parser.add_argument("--output", type=Path, default=Path("outputs") / name)
     parser.add_argument("--fresh", action="store_true", help="forget what an earlier run has finished")
     found = parser.parse_args()
@@ -77,6 +83,8 @@ def train(
     id2label: dict[int, str] | None = None,
     call: dict[str, Any] | None = None,
     prepare: Callable[[Any], None] | None = None,
+    config: dict[str, Any] | None = None,
+    seed: int = 0,
     **options: Any,
 ) -> tuple[MetaTransformerForTask, dict[str, Any]]:
     """Train tokenizers and head on the frozen trunk, choose the best epoch on validation data, and save it.
@@ -93,6 +101,8 @@ def train(
         id2label: Names of the classes.
         call: Arguments of the processor's call.
         prepare: Sets weights of the fresh model before training.
+        config: Further settings of the model, such as `{"fusion": "gated"}`.
+        seed: Of new weights and of all that is random in training.
         options: Of `TrainingArguments`; `metric_for_best_model` and `num_train_epochs` among them.
 
     Returns:
@@ -101,7 +111,7 @@ def train(
     done = folder / "training.json"
     if done.exists():
         return model_class.from_pretrained(folder).eval(), json.loads(done.read_text())
-    set_seed(0)
+    set_seed(seed)
     configs = {
         name: {**own, **(tokenizer or {}), **(tokenizers or {}).get(name, {})}
         for name, own in processor.tokenizer_configs().items()
@@ -113,6 +123,7 @@ def train(
         heads={model_class.head_name: head or {}},
         ignore_mismatched_sizes=True,  # the trunk may come with a tokenizer of another size
         **labels,
+        **(config or {}),
     )
     if prepare:
         prepare(model)
@@ -131,6 +142,7 @@ def train(
         "load_best_model_at_end": True,
         "logging_strategy": "epoch",
         "report_to": [],
+        "seed": seed,
         **options,
     }
     trainer = Trainer(

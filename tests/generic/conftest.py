@@ -1,5 +1,6 @@
 """The cases of the generic suite: every registered head on every registered modality, at a tiny size."""
 
+import copy
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -37,18 +38,14 @@ class Case:
         return MODALITIES[self.modality].processor_class().dummy_samples(count, seed)
 
     def processor(self) -> MetaTransformerProcessor:
-        processor = MODALITIES[self.modality].processor_class()
-        processor.fit(self.samples(16), **self.raw)
-        return MetaTransformerProcessor(**{self.modality: processor})
+        return copy.deepcopy(fitted(self.modality))
 
     def batch(self, count: int = 4, seed: int = 0) -> dict[str, torch.Tensor]:
-        return dict(self.processor()(**{self.modality: self.samples(count, seed)}, **self.raw))
+        return copy.deepcopy(processed(self.modality, count, seed))
 
     def rows(self, count: int = 4, seed: int = 0) -> list[dict[str, torch.Tensor]]:
         """The samples of `batch`, each processed alone."""
-        processor, samples = self.processor(), self.samples(count, seed)
-        rows = [samples.iloc[[i]] if hasattr(samples, "iloc") else [samples[i]] for i in range(count)]
-        return [dict(processor(**{self.modality: row}, **self.raw)) for row in rows]
+        return copy.deepcopy(processed_alone(self.modality, count, seed))
 
     def config(self, **options: Any) -> MetaTransformerConfig:
         heads = {self.head: HEADS[self.head].head_class.dummy_config()} if self.head else {}
@@ -109,6 +106,29 @@ class Case:
 
     def collator(self) -> DataCollatorForMetaTransformer:
         return DataCollatorForMetaTransformer.for_model(self.model(), self.processor(), **self.raw)
+
+
+# What most tests begin with is made once for each modality.
+@cache
+def fitted(modality: str) -> MetaTransformerProcessor:
+    case = Case(modality)
+    processor = MODALITIES[modality].processor_class()
+    processor.fit(case.samples(16), **case.raw)
+    return MetaTransformerProcessor(**{modality: processor})
+
+
+@cache
+def processed(modality: str, count: int, seed: int) -> dict[str, torch.Tensor]:
+    case = Case(modality)
+    return dict(fitted(modality)(**{modality: case.samples(count, seed)}, **case.raw))
+
+
+@cache
+def processed_alone(modality: str, count: int, seed: int) -> list[dict[str, torch.Tensor]]:
+    case, processor = Case(modality), fitted(modality)
+    samples = case.samples(count, seed)
+    rows = [samples.iloc[[i]] if hasattr(samples, "iloc") else [samples[i]] for i in range(count)]
+    return [dict(processor(**{modality: row}, **case.raw)) for row in rows]
 
 
 @pytest.fixture(params=list_modalities())

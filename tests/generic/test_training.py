@@ -141,40 +141,40 @@ def test_trainer_trains_evaluates_predicts_and_reloads(costly_case, tmp_path):
     assert_close(found, torch.as_tensor(expected), rtol=1e-4, atol=1e-5)
 
 
-def test_trainer_finds_processed_columns_in_the_signature(case, tmp_path):
+def test_trainer_finds_processed_columns_in_the_signature(costly_case, tmp_path):
     import datasets
 
-    columns = {name: value.tolist() for name, value in case.batch().items()}
+    columns = {name: value.tolist() for name, value in costly_case.batch().items()}
     data = datasets.Dataset.from_dict({**columns, "labels": [0] * 4, "comment": ["x"] * 4})
     trainer = Trainer(
-        case.model(), TrainingArguments(report_to=[], use_cpu=True), train_dataset=data.with_format("torch")
+        costly_case.model(), TrainingArguments(report_to=[], use_cpu=True), train_dataset=data.with_format("torch")
     )
     batch = next(iter(trainer.get_train_dataloader()))
     assert set(batch) == {*columns, "labels"}
 
 
-def test_lora_on_the_frozen_trunk_keeps_its_fingerprint(case):
+def test_lora_on_the_frozen_trunk_keeps_its_fingerprint(costly_case):
     import peft
 
-    model = case.model()
+    model = costly_case.model()
     before = model.encoder_fingerprint()
     adapted = peft.get_peft_model(
         model, peft.LoraConfig(target_modules=["q_proj", "v_proj"], lora_dropout=0.1, modules_to_save=["head"])
     )
     optimizer = torch.optim.SGD([p for p in adapted.parameters() if p.requires_grad], lr=0.1)
-    found = gradients(adapted, case)
+    found = gradients(adapted, costly_case)
     assert any("lora_A" in name for name in found)
     optimizer.step()
     assert adapted.encoder_fingerprint() == before
 
 
-def test_lora_trains_under_reentrant_activation_checkpointing(case):
+def test_lora_trains_under_reentrant_activation_checkpointing(costly_case):
     import peft
 
-    model = case.model()
+    model = costly_case.model()
     model.activation_checkpointing_enable({"use_reentrant": True})
     lora = peft.LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False, modules_to_save=["head"])
-    found = gradients(peft.get_peft_model(model, lora), case)
+    found = gradients(peft.get_peft_model(model, lora), costly_case)
     assert len([name for name, grad in found.items() if "lora" in name and grad.abs().max() > 0]) == 8
 
 
