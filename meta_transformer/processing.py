@@ -110,7 +110,13 @@ class MetaTransformerProcessor(ProcessorMixin):
                 continue  # of all samples, none has it
             with torch.autocast("cpu", enabled=False):  # raw data is processed in full precision wherever it happens
                 features = self.processors[modality](value, return_tensors=return_tensors, **arguments[modality])
-            sizes[modality] = sizes[modality] or len(next(iter(features.values())))
+            made = len(next(iter(features.values())))
+            if owners is not None and made != len(owners):
+                raise ValueError(
+                    f"{modality} holds {len(owners)} samples, but they make {made}: a tuple stands for several; "
+                    "give one sample as a list or an array."
+                )
+            sizes[modality] = sizes[modality] or made
             batch.update(features)
             if owners is not None:
                 numbers = np.array(owners)
@@ -255,6 +261,9 @@ class MetaTransformerProcessor(ProcessorMixin):
         return cls(**processors)
 
 
+_WHOLE = (str, bytes, bytearray, memoryview, tuple)  # sequences that are no list of samples
+
+
 def _flatten(value: Any) -> tuple[Any, list[int] | None, int]:
     """The samples of one modality that there are.
 
@@ -266,6 +275,8 @@ def _flatten(value: Any) -> tuple[Any, list[int] | None, int]:
         What the processor takes; the sample that each belongs to, `None` if they are all there, one each; and how many
         samples there are, 0 if only the processor can tell.
     """
+    if isinstance(value, Sequence) and not isinstance(value, _WHOLE):
+        value = list(value)  # a column of a data set is none
     # Not sparse: the numbers of one sample, such as a series with gaps, or its points as tuples of numbers.
     sparse = isinstance(value, list) and any(each is None or _is_several(each) for each in value)
     if not sparse or any(isinstance(each, Number) for each in value):

@@ -96,6 +96,19 @@ def test_gaps_of_one_series_and_points_as_tuples_are_no_samples():
     assert "point_cloud_samples" not in processor(point_cloud=cloud)
 
 
+def test_a_column_of_a_data_set_may_have_gaps():
+    datasets = pytest.importorskip("datasets")
+    column = datasets.Dataset.from_dict({"text": ["a", None, "b"]})["text"]
+    batch = MetaTransformerProcessor(text=True, image=True)(text=column, image=[IMAGE] * 3)
+    assert batch["text_samples"].tolist() == [0, 2]
+
+
+def test_one_sample_that_is_a_tuple_is_refused_where_tuples_hold_several():
+    cloud = ((0.0, 0.0, 1.0), (1.0, 0.0, 0.0), (0.0, 1.0, 0.0))
+    with pytest.raises(ValueError, match="point_cloud holds 3 samples, but they make 1: a tuple stands for several"):
+        MetaTransformerProcessor(point_cloud=True)([{"point_cloud": cloud}])
+
+
 @pytest.mark.parametrize(
     ("rows", "error", "message"),
     [

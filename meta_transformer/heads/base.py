@@ -161,9 +161,9 @@ class TaskHead(nn.Module):
         """
         found = [segment for segment in sequence.segments if self.accepts(segment.layout)]
         if len(found) != 1:
-            present = {segment.modality: type(segment.layout).__name__ for segment in sequence.segments}
+            present = [f"{segment.modality} ({type(segment.layout).__name__})" for segment in sequence.segments]
             raise ValueError(
-                f"{type(self).__name__} needs exactly one modality with a layout of "
+                f"{type(self).__name__} needs exactly one segment with a layout of "
                 f"{[layout.__name__ for layout in self.layouts]}, got {present}."
             )
         own = replace(sequence, segments=(found[0],))  # without the learned tokens that stand for what is absent
@@ -175,7 +175,7 @@ class TaskHead(nn.Module):
             if missing := sequence.missing(modality):
                 raise ValueError(
                     f"{type(self).__name__} reads {modality!r}, which the samples {missing} of the batch do not have; "
-                    "leave them out."
+                    "leave them out, and config.modality_dropout at 0."
                 )
 
     def label_collator(self) -> Callable[[list[Any]], Any]:

@@ -52,6 +52,14 @@ def test_a_learned_token_in_place_of_a_picture_is_not_segmented():
     assert model(**PICTURES, **TEXTS).logits.shape == (2, 2, 32, 48)
 
 
+def test_two_pictures_of_a_sample_are_refused():
+    model = make(MetaTransformerForSegmentation, {"segmentation": {"channels": 32}})
+    with pytest.raises(
+        ValueError, match=r"exactly one segment .* got \['image \(ImageLayout\)', 'image \(ImageLayout\)'\]"
+    ):
+        model(**PICTURES, image_samples=torch.tensor([0, 0]))
+
+
 @FUSIONS
 def test_a_task_refuses_samples_without_its_modalities(fusion):
     tasks = {name: {"head": "classification", "num_labels": 2, "modalities": [name]} for name in ("image", "text")}

@@ -221,7 +221,7 @@ def test_another_number_of_target_sizes_is_refused() -> None:
 def test_tokens_that_are_no_picture_are_refused() -> None:
     config = MetaTransformerConfig.tiny(num_hidden_layers=1, modalities=["audio"])
     processor = MetaTransformerProcessor(audio=True)
-    with pytest.raises(ValueError, match="needs exactly one modality with a layout of"):
+    with pytest.raises(ValueError, match="needs exactly one segment with a layout of"):
         MetaTransformerForSegmentation(config)(**processor(audio=np.zeros(16000, np.float32), sampling_rate=16000))
 
 
