@@ -52,7 +52,8 @@ class DataCollatorForMetaTransformer:
         if not modalities:
             raise ValueError(
                 f"Samples have the keys {sorted(samples[0])}, but none of the modalities of the processor, "
-                f"{list(self.processor.processors)}; rename the data set's columns to these."
+                f"{list(self.processor.processors)}; rename the data set's columns to these, and with "
+                "Trainer set remove_unused_columns=False."
             )
         raw: dict[str, Any] = {modality: [sample.get(modality) for sample in samples] for modality in modalities}
         batch = dict(self.processor(**raw, **self.processor_kwargs))
