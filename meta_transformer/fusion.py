@@ -136,9 +136,8 @@ def drop_modalities(slots: Slots, rate: float) -> Slots:
     chance = torch.rand(present.shape, device=present.device)
     best = chance.masked_fill(~present, -1).argmax(dim=1, keepdim=True)
     kept = present & ((chance >= rate) | torch.zeros_like(present).scatter(1, best, True))
-    everything = torch.arange(len(present), device=present.device)
     return {
-        modality: [each.take(everything, own & (presence([each]))) for each in slots[modality]]
+        modality: [each.restrict(own) for each in slots[modality]]
         for modality, own in zip(slots, kept.unbind(dim=1), strict=True)
     }
 

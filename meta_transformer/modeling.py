@@ -311,6 +311,11 @@ class MetaTransformerForTask(MetaTransformerPreTrainedModel):
         head = HEADS[self.head_name]
         self.model = MetaTransformerModel(config)
         self.head = head.head_class(config.heads.setdefault(self.head_name, head.config_class()), config)
+        if config.modality_dropout and len(config.modalities) > 1 and self.head.needs_modalities:
+            raise ValueError(
+                f"modality_dropout is {config.modality_dropout}, but the head {self.head_name!r} needs the modalities "
+                "that it would take away; set it to 0."
+            )
         if self.head.reads_hidden_states:
             install_all_output_capturing_hooks(self.model)  # else under a lock, which does not compile
         self.post_init()

@@ -251,8 +251,12 @@ class TokenSequence:
             present: `(batch,)` boolean, which samples have one.
         """
         layout = None if self.layout is None else _take(self.layout, rows)
-        mask = self._full_mask()[rows] & present[:, None]
-        return TokenSequence(self.embeddings[rows], mask, layout, present)
+        return TokenSequence(self.embeddings[rows], self._full_mask()[rows], layout).restrict(present)
+
+    def restrict(self, present: Tensor) -> "TokenSequence":
+        """The tokens of those samples alone for which `present`, `(batch,)` boolean, is true."""
+        own = present if self.present is None else present & self.present
+        return replace(self, mask=self._full_mask() & own[:, None], present=own)
 
     def select(self, modalities: Collection[str]) -> "TokenSequence":
         """The tokens of some modalities, between what stands in front of and behind all; undoes `concatenate`.

@@ -6,7 +6,13 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from meta_transformer import MetaTransformerConfig, MetaTransformerForClassification, MetaTransformerModel
+from meta_transformer import (
+    MetaTransformerConfig,
+    MetaTransformerForClassification,
+    MetaTransformerForRetrieval,
+    MetaTransformerForSegmentation,
+    MetaTransformerModel,
+)
 from meta_transformer.execution import block_numbers, make_packing
 from meta_transformer.fusion import align, drop_modalities, fill_absent
 from meta_transformer.heads.pooling import Pooling
@@ -320,3 +326,16 @@ def test_a_pooling_that_does_not_know_fusion_refuses_several_class_tokens():
     sequence = make_model(fusion="gated").model.tokenize(**batch(SAMPLES))
     with pytest.raises(ValueError, match="make_pooling"):
         Pooling("cls", 32, 4)(sequence)
+
+
+def test_modality_dropout_is_refused_where_the_head_needs_what_it_takes_away():
+    with pytest.raises(ValueError, match="modality_dropout is 0.3, but the head 'segmentation' needs"):
+        MetaTransformerForSegmentation(config(modality_dropout=0.3))
+    with pytest.raises(ValueError, match="the head 'classification' needs"):
+        make_model(modality_dropout=0.3, heads={"classification": {"modalities": ["image"]}})
+    MetaTransformerForSegmentation(config(modality_dropout=0.3, modalities=["image"]))  # which is never taken away
+
+
+def test_retrieval_without_a_modality_has_no_embedding_of_it():
+    with pytest.raises(ValueError, match="absent_tokens"):
+        MetaTransformerForRetrieval(config(absent_tokens=True))

@@ -128,5 +128,6 @@ class Packing:
 
 
 def has_variable_length(tensor: Tensor) -> bool:
-    """Whether torch itself has attention for rows of different length on such tensors."""
-    return tensor.is_cuda and tensor.dtype in (torch.float16, torch.bfloat16)
+    """Whether torch itself has attention for rows of different length on such tensors, as autocast makes them."""
+    dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else tensor.dtype
+    return tensor.is_cuda and dtype in (torch.float16, torch.bfloat16)

@@ -120,6 +120,11 @@ class TaskHead(nn.Module):
         """Whether `sequence.hidden_states` must hold those of all layers."""
         return self.layer_mixture is not None
 
+    @property
+    def needs_modalities(self) -> bool:
+        """Whether the head refuses samples that lack a modality."""
+        return bool(self.layouts) or self.config.modalities is not None or not self.joins_modalities
+
     def parts(self, sequence: TokenSequence) -> dict[str, TokenSequence]:
         """What the trunk encodes, each part alone; parts that are one object are encoded once.
 
@@ -175,7 +180,7 @@ class TaskHead(nn.Module):
             if missing := sequence.missing(modality):
                 raise ValueError(
                     f"{type(self).__name__} reads {modality!r}, which the samples {missing} of the batch do not have; "
-                    "leave them out, and config.modality_dropout at 0."
+                    "leave them out."
                 )
 
     def label_collator(self) -> Callable[[list[Any]], Any]:

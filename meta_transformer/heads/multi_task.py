@@ -157,6 +157,11 @@ class MultiTaskHead(TaskHead):
     def reads_hidden_states(self) -> bool:
         return any(head.reads_hidden_states for head in self._heads().values())
 
+    @property
+    def needs_modalities(self) -> bool:
+        tasks = self.config.tasks.values()
+        return any(task.modalities for task in tasks) or any(head.needs_modalities for head in self._heads().values())
+
     def parts(self, sequence: TokenSequence) -> dict[str, TokenSequence]:
         """Those of each head, by the names of the task and of the head's part, `"pairs/image"` for example."""
         selected: dict[tuple[str, ...], TokenSequence] = {}  # so that tasks that read the same get one object

@@ -89,6 +89,10 @@ class RetrievalHead(TaskHead):
 
     def __init__(self, config: RetrievalHeadConfig, model_config: PreTrainedConfig) -> None:
         super().__init__(config, model_config)
+        if model_config.absent_tokens:
+            raise ValueError(
+                "absent_tokens would give embeddings to modalities that a sample does not have; set it False."
+            )
         hidden = model_config.hidden_size
         names = list(model_config.modalities)
         self.pooling = nn.ModuleDict(

@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 from ..heads.base import stack_labels
 from ..modeling import MetaTransformerForTask
 from ..processing import MetaTransformerProcessor
@@ -62,7 +64,8 @@ class DataCollatorForMetaTransformer:
                 batch["labels"] = _collate(name, samples, self.collate_labels)
         for name in (name for head in HEADS for name in head.model_input_names if name in samples[0]):
             batch[name] = _collate(name, samples, stack_labels)
-        return batch
+        # The longest first: accelerate cuts streamed batches to the rows of their first tensor.
+        return dict(sorted(batch.items(), key=lambda each: -len(each[1]) if isinstance(each[1], Tensor) else 0))
 
     @classmethod
     def for_model(

@@ -102,3 +102,16 @@ def test_a_sample_longer_than_the_budget_is_refused(processor, tmp_path):
         make_trainer(
             model, processor, tmp_path, TokenBudgetTrainer, {"max_tokens": int(lengths.max()) - 1, "lengths": lengths}
         ).train()
+
+
+def test_streamed_samples_are_all_seen(processor, tmp_path):
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter(SAMPLES)
+
+    model, seen = make_model(processor), []
+    model.register_forward_pre_hook(lambda _, args, inputs: seen.append(inputs["labels"].clone()), with_kwargs=True)
+    trainer = make_trainer(model, processor, tmp_path, max_steps=4, per_device_train_batch_size=3)
+    trainer.train_dataset = Stream()
+    trainer.train()
+    assert torch.cat(seen).tolist() == [sample["labels"] for sample in SAMPLES]
