@@ -50,6 +50,13 @@ def test_samples_hold_the_modalities_asked_for_and_change_in_training_alone(exam
     assert example.Samples(task, "test", ["image", "text"])[2].keys() == {"image", "text", "labels"}
 
 
+def test_samples_come_once_with_each_choice_of_modalities(example, task):
+    samples = example.Samples(task, "test", *example.ways(["image", "text"]))
+    assert len(samples) == 18
+    assert [set(samples[index]) - {"labels"} for index in (5, 6, 17)] == [{"image", "text"}, {"image"}, {"text"}]
+    assert [samples[index]["labels"] for index in (1, 7, 13)] == [1, 1, 1]
+
+
 def test_the_measure_is_that_of_each_sample_alone(example, task):
     config = MetaTransformerConfig.tiny(
         num_hidden_layers=1, modalities=task.processor.tokenizer_configs(), num_labels=2, initializer_range=0.2
