@@ -13,7 +13,8 @@ Padded are timm's blocks with a mask, torch's `TransformerEncoder` with its key 
 own packing, nested tensors, and with it), and our own blocks. `one by one` is our trunk on each sample alone. Packed
 times hold laying out, packing and unpacking. The packed outputs are compared with those of samples alone first.
 
-Candidates take turns, medians count; see `encoder.py`. The exit status is 1 if a bar is missed.
+Candidates take turns, medians count; see `encoder.py`. The exit status is 1 if a bar is missed. In bf16 on a processor
+without arithmetic for it, where the peers take minutes, give `--no-peers`.
 """
 
 import argparse
@@ -100,10 +101,11 @@ def training_step(run: Run, tokens: Tensor, mask: Tensor) -> None:
     output.backward(mask[..., None].expand_as(output).to(output.dtype))
 
 
-def compare(section: str, depth: int, lengths: list[int], setting: Setting) -> list[Bar]:
+def compare(section: str, depth: int, lengths: list[int], setting: Setting, *, peers: bool) -> list[Bar]:
     mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).to(setting.device)
     tokens = setting.randn(*mask.shape, WIDTH)
     runs = candidates(depth, mask, setting, trains=section == "train")
+    runs = {name: run for name, run in runs.items() if peers or name.endswith("ours")}
     if section == "train":
         tokens.requires_grad_()
         times = measure({name: partial(training_step, run, tokens, mask) for name, run in runs.items()}, setting)
@@ -128,6 +130,7 @@ def main() -> int:
     parser.add_argument("--dtype", nargs="+", choices=("float32", "bfloat16"), help="both where the device can do both")
     parser.add_argument("--lengths", nargs="+", type=int, default=LENGTHS, help="tokens of each sample")
     parser.add_argument("--layers", type=int, default=4, help="blocks of the trunk")
+    parser.add_argument("--no-peers", action="store_true", help="ours alone, where the others have no fast arithmetic")
     parser.add_argument("--repeats", type=int, default=7, help="rounds of each measurement; at least 5 to count")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     options = parser.parse_args()
@@ -143,7 +146,11 @@ def main() -> int:
         for dtype in dtypes
         for section in options.only
         for bar in compare(
-            section, options.layers, options.lengths, Setting(device, getattr(torch, dtype), options.repeats)
+            section,
+            options.layers,
+            options.lengths,
+            Setting(device, getattr(torch, dtype), options.repeats),
+            peers=not options.no_peers,
         )
     ]
     rows = [
