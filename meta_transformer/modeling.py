@@ -260,7 +260,9 @@ class MetaTransformerModel(MetaTransformerPreTrainedModel):
             output = self._run(packing.pack(sequence.embeddings), packing=packing, **kwargs)
             output.last_hidden_state = packing.unpack(output.last_hidden_state)
             if output.hidden_states:
-                output.hidden_states = tuple(packing.unpack(state) for state in output.hidden_states)
+                output.hidden_states = tuple(
+                    None if state is None else packing.unpack(state) for state in output.hidden_states
+                )
         output.attention_mask = sequence.mask
         output.pooler_output = self._pool(sequence.replace_embeddings(output.last_hidden_state))
         return output

@@ -339,3 +339,11 @@ def test_modality_dropout_is_refused_where_the_head_needs_what_it_takes_away():
 def test_retrieval_without_a_modality_has_no_embedding_of_it():
     with pytest.raises(ValueError, match="absent_tokens"):
         MetaTransformerForRetrieval(config(absent_tokens=True))
+
+
+def test_hidden_states_of_chosen_layers_alone_are_those_of_all():
+    model = make_model().model
+    every = model(**batch(SAMPLES), output_hidden_states=True).hidden_states
+    chosen = model(**batch(SAMPLES), output_hidden_states=[-1]).hidden_states
+    assert [state is None for state in chosen] == [True, True, False]
+    assert_close(chosen[-1], every[-1], rtol=0, atol=0)

@@ -46,6 +46,8 @@ for name, (model_class, labels, heads) in HEADS.items():
     trainer = Trainer(model, arguments, train_dataset=rows)
     trainer.train()
     trainer.save_model(f"{folder}/{name}/end")
+if torch.distributed.is_initialized():
+    torch.distributed.destroy_process_group()  # else its threads may outlive the interpreter, and abort
 """
 
 

@@ -53,6 +53,8 @@ trainer.train()
 trainer.save_model(f"{folder}/end")
 if os.environ.get("RANK", "0") == "0":
     print([log[name] for log in trainer.state.log_history[:2] for name in sorted(log) if name.startswith("loss_")])
+if torch.distributed.is_initialized():
+    torch.distributed.destroy_process_group()  # else its threads may outlive the interpreter, and abort
 """
 
 

@@ -281,6 +281,7 @@ for name, checkpoint in (("whole", None), ("resumed", f"{folder}/whole/checkpoin
 seen["predicted"] = trainer.predict(rows).label_ids.tolist()
 with open(f"{folder}/{rank}.json", "w") as file:
     json.dump(seen, file)
+torch.distributed.destroy_process_group()  # else its threads may outlive the interpreter, and abort
 """
 
 
