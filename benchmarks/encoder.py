@@ -161,6 +161,15 @@ def print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
     sys.stdout.flush()
 
 
+def print_bars(bars: list[Bar]) -> int:
+    """Print what was measured beside what was needed; returns the exit status."""
+    rows = [
+        [bar.name, f"{bar.measured:.3f}", f"{bar.kind} {bar.needed}", "PASS" if bar.passed else "FAIL"] for bar in bars
+    ]
+    print_table("Bars", ["bar", "measured", "needed", "result"], rows)
+    return 0 if all(bar.passed for bar in bars) else 1
+
+
 def print_peers(title: str, times: dict[str, Times]) -> float:
     """Print times beside the faster peer's; returns the speed of ours relative to it."""
     fastest = min(value.median for name, value in times.items() if name != "ours")
@@ -315,11 +324,7 @@ def main() -> int:
             bars += sections[name](Setting(device, getattr(torch, dtype), options.repeats))
     if "import" in options.only:
         bars += run_import(max(options.repeats, 7))
-    rows = [
-        [bar.name, f"{bar.measured:.3f}", f"{bar.kind} {bar.needed}", "PASS" if bar.passed else "FAIL"] for bar in bars
-    ]
-    print_table("Bars", ["bar", "measured", "needed", "result"], rows)
-    return 0 if all(bar.passed for bar in bars) else 1
+    return print_bars(bars)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from encoder import WIDTH, Bar, Setting, computes_bfloat16, describe_machine, measure, print_table
+from encoder import WIDTH, Bar, Setting, computes_bfloat16, describe_machine, measure, print_bars, print_table
 from torch import Tensor, nn
 
 from meta_transformer import MetaTransformerConfig
@@ -153,11 +153,7 @@ def main() -> int:
             peers=not options.no_peers,
         )
     ]
-    rows = [
-        [bar.name, f"{bar.measured:.2f}", f"{bar.kind} {bar.needed}", "PASS" if bar.passed else "FAIL"] for bar in bars
-    ]
-    print_table("Bars", ["bar", "measured", "needed", "result"], rows)
-    return 0 if all(bar.passed for bar in bars) else 1
+    return print_bars(bars)
 
 
 if __name__ == "__main__":
