@@ -23,10 +23,11 @@ from transformers.utils.output_capturing import capture_outputs, install_all_out
 from .checkpoints.loading import LoadingMixin
 from .checkpoints.sharing import SharingMixin
 from .configuration import MetaTransformerConfig
-from .encoder import MetaTransformerEncoder, fingerprint
+from .encoder import MetaTransformerEncoder
 from .encoder.attention import SelfAttention
 from .encoder.layer import MetaTransformerLayer
 from .execution import block_numbers, make_exchange, make_packing
+from .freezing import FreezingMixin
 from .fusion import AbsentTokens, ModalityEmbeddings, align, count_samples, drop_modalities, fill_absent, join
 from .heads.metrics import TaskMetrics
 from .registry import HEADS, MODALITIES
@@ -61,7 +62,7 @@ class MetaTransformerOutput(BaseModelOutputWithPooling):
     attention_mask: Tensor | None = None
 
 
-class MetaTransformerPreTrainedModel(LoadingMixin, SharingMixin, PreTrainedModel):
+class MetaTransformerPreTrainedModel(FreezingMixin, LoadingMixin, SharingMixin, PreTrainedModel):
     """What all models share: initialisation, freezing, fingerprint, loading and saving."""
 
     config: MetaTransformerConfig
@@ -98,47 +99,9 @@ class MetaTransformerPreTrainedModel(LoadingMixin, SharingMixin, PreTrainedModel
         if initialize is not None:
             initialize(self.config.initializer_range)
 
-    def freeze_encoder(self) -> None:
-        """Freeze the trunk: no gradient, no dropout, in this object and whenever it is saved and loaded again."""
-        self.config.freeze_encoder = True
-        self._apply_freezing()
-
-    def unfreeze_encoder(self) -> None:
-        """Undo `freeze_encoder`; the trunk then trains with everything else."""
-        self.config.freeze_encoder = False
-        self._apply_freezing()
-
-    def _apply_freezing(self) -> None:
-        # Not in __init__ alone: from_pretrained replaces the parameters by fresh ones, which take gradients again.
-        encoder = getattr(self.base_model, "encoder", None)
-        if encoder is not None:
-            encoder.freeze() if self.config.freeze_encoder else encoder.unfreeze()
-        tokenizers: Any = getattr(self.base_model, "tokenizers", None) or {}
-        for tokenizer in tokenizers.values():
-            tokenizer.apply_freezing()
-
-    def encoder_fingerprint(self) -> str:
-        """Hash of all weights of the trunk: equal for equal weights, and unchanged by training while it is frozen."""
-        return fingerprint(self.trunk_parameters())
-
-    def trunk_parameters(self) -> dict[str, nn.Parameter]:
-        """As `MetaTransformerEncoder.trunk_parameters`."""
-        encoder: Any = self.base_model.encoder
-        return encoder.trunk_parameters()
-
     def parameter_summary(self) -> ParameterSummary:
         """How many parameters of each part train and how many are frozen; print it for a table."""
         return ParameterSummary.of(self, prefix=f"{self.base_model_prefix}.")
-
-    def enable_input_require_grads(self) -> None:
-        """Let gradients pass into the trunk where all in front of it is frozen, as PEFT asks for.
-
-        Reentrant activation checkpointing gives a block no gradient unless its input takes one.
-        """
-        self.disable_input_require_grads()
-        encoder: Any = self.base_model.encoder
-        hook = encoder.pre_layernorm.register_forward_hook(lambda module, args, output: output.requires_grad_(True))
-        self._require_grads_hooks = [hook]
 
     def floating_point_ops(self, inputs: dict[str, Any], exclude_embeddings: bool = True) -> int:
         """0: how many tokens a batch makes is known to its tokenizers alone, so `Trainer` shows no such figure."""
