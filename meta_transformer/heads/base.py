@@ -81,6 +81,9 @@ class TaskHead(nn.Module):
     #: Whether a sample is one sequence; if not, `forward` gets those that `parts` makes of it by name.
     joins_modalities: ClassVar[bool] = True
 
+    #: Whether `config.pooling` makes all that the head reads of a sequence: then the pooled features may be cached.
+    pools: ClassVar[bool] = False
+
     #: Whether the loss compares the samples of a batch with each other; then smaller batches are another task.
     couples_samples: bool = False
 
@@ -144,8 +147,22 @@ class TaskHead(nn.Module):
         Raises:
             ValueError: `modalities` names one that the batch, or some of its samples, do not have.
         """
-        if self.layer_mixture is not None:
-            sequence = sequence.replace_embeddings(self.layer_mixture(sequence.hidden_states))
+        return self.mix_layers(self.read_layers(sequence))
+
+    def read_layers(self, sequence: TokenSequence) -> list[TokenSequence]:
+        """What `read` mixes: the tokens that the options ask for, of each layer that they ask for."""
+        sequence = self._choose(sequence)
+        if self.layer_mixture is None:
+            return [sequence]
+        return [sequence.replace_embeddings(state) for state in self.layer_mixture.normalise(sequence.hidden_states)]
+
+    def mix_layers(self, layers: list[TokenSequence]) -> TokenSequence:
+        """One sequence from those of `read_layers`."""
+        if self.layer_mixture is None:
+            return layers[0]
+        return layers[0].replace_embeddings(self.layer_mixture.mix([layer.embeddings for layer in layers]))
+
+    def _choose(self, sequence: TokenSequence) -> TokenSequence:
         if self.config.modalities is None:
             return sequence
         if absent := set(self.config.modalities) - set(sequence.modalities):

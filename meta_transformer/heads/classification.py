@@ -55,6 +55,7 @@ class ClassificationHead(TaskHead):
     """
 
     config_class: ClassVar[type[HeadConfig]] = ClassificationHeadConfig
+    pools: ClassVar[bool] = True
 
     config: ClassificationHeadConfig
 

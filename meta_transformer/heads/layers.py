@@ -58,8 +58,15 @@ class LayerMixture(nn.Module):
 
     def forward(self, hidden_states: tuple[Tensor, ...]) -> Tensor:
         """From the hidden states of all layers to `(batch, tokens, hidden)`."""
+        return self.mix(self.normalise(hidden_states))
+
+    def normalise(self, hidden_states: tuple[Tensor, ...]) -> list[Tensor]:
+        """The layers that are mixed, from the hidden states of all."""
         chosen = [hidden_states[number] for number in self.numbers]
-        normalised = [functional.layer_norm(state, state.shape[-1:], eps=self.eps) for state in chosen]
+        return [functional.layer_norm(state, state.shape[-1:], eps=self.eps) for state in chosen]
+
+    def mix(self, normalised: list[Tensor]) -> Tensor:
+        """Their weighted sum."""
         if self.weights is None:
             return normalised[0]
         shares = self.weights.softmax(dim=0).to(normalised[0].dtype)

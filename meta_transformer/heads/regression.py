@@ -87,6 +87,7 @@ class RegressionHead(TaskHead):
     """
 
     config_class: ClassVar[type[HeadConfig]] = RegressionHeadConfig
+    pools: ClassVar[bool] = True
 
     config: RegressionHeadConfig
 

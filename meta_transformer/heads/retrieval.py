@@ -82,6 +82,7 @@ class RetrievalHead(TaskHead):
     """Pool, normalise, one linear layer without bias for all modalities, and to length 1."""
 
     config_class: ClassVar[type[HeadConfig]] = RetrievalHeadConfig
+    pools: ClassVar[bool] = True
     joins_modalities: ClassVar[bool] = False
     couples_samples: bool = True
 
