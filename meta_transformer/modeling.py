@@ -300,24 +300,12 @@ class MetaTransformerForTask(MetaTransformerPreTrainedModel):
             The head's output: `loss` first, then its predictions. Hidden states and attentions on request, by part
             where a head has several parts of a sample encoded.
         """
-        options = {**_pop_options(inputs), "return_dict": True}
         own = {name: inputs.pop(name) for name in self.head.model_input_names if inputs.get(name) is not None}
-        inputs = {name: value for name, value in inputs.items() if name not in self.head.model_input_names}
         shown = ["attentions"]
-        if options.get("output_hidden_states", self.config.output_hidden_states):
+        if inputs.get("output_hidden_states", self.config.output_hidden_states):
             shown.append("hidden_states")
-        if self.head.reads_hidden_states:
-            options["output_hidden_states"] = True
-        parts = self.head.parts(self.model.tokenize(**inputs))
-        encoded: dict[str, MetaTransformerOutput] = {}
-        read: dict[str, TokenSequence] = {}
-        for name, part in parts.items():
-            twin = next((other for other in encoded if parts[other] is part), name)
-            if twin == name:
-                encoded[name] = self.model.encode(part, **options)
-            states = tuple(encoded[twin].get("hidden_states") or ())
-            part = replace(part, embeddings=encoded[twin].last_hidden_state, hidden_states=states)
-            read[name] = self.head.read(part)
+        parts, encoded = self.encode_parts(**inputs)
+        read = {name: self.head.read(part) for name, part in parts.items()}
         sequence = read[""] if self.head.joins_modalities else read
         output = self.head(sequence, labels, num_items_in_batch, **own)
         for name in shown:
@@ -325,6 +313,31 @@ class MetaTransformerForTask(MetaTransformerPreTrainedModel):
             if traces:
                 output[name] = traces if len(traces) > 1 else next(iter(traces.values()))
         return output
+
+    def encode_parts(self, **inputs: Any) -> tuple[dict[str, TokenSequence], dict[str, MetaTransformerOutput]]:
+        """Tokenize and encode what the head reads.
+
+        Args:
+            inputs: As of `MetaTransformerModel.forward`.
+
+        Returns:
+            By part, as of `TaskHead.parts`, the encoded tokens, with hidden states where the head reads them; and what
+            the trunk gave, once for parts that are the same.
+        """
+        options = {**_pop_options(inputs), "return_dict": True}
+        if self.head.reads_hidden_states:
+            options["output_hidden_states"] = True
+        inputs = {name: value for name, value in inputs.items() if name not in self.head.model_input_names}
+        parts = self.head.parts(self.model.tokenize(**inputs))
+        outputs: dict[str, MetaTransformerOutput] = {}
+        encoded: dict[str, TokenSequence] = {}
+        for name, part in parts.items():
+            twin = next((other for other in outputs if parts[other] is part), name)
+            if twin == name:
+                outputs[name] = self.model.encode(part, **options)
+            states = tuple(outputs[twin].get("hidden_states") or ())
+            encoded[name] = replace(part, embeddings=outputs[twin].last_hidden_state, hidden_states=states)
+        return encoded, outputs
 
     def metrics(self) -> TaskMetrics:
         """The task's usual metrics, for `Trainer(compute_metrics=model.metrics())`."""
