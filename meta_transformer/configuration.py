@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from .encoder.presets import check_preset
 from .heads.base import HeadConfig
 from .registry import HEADS, MODALITIES
 from .tokenizers.base import TokenizerConfig
@@ -57,7 +58,9 @@ class MetaTransformerConfig(PreTrainedConfig):
         modalities: The tokenizers by modality: a list of names for the defaults, or a dict from name to the options
             of that tokenizer. Samples with several modalities are concatenated in the order of their names.
         heads: The options of the heads by name.
-        freeze_encoder: Whether the trunk is frozen, now and after loading.
+        freeze_encoder: Which weights of the trunk are frozen, now and after loading: all, with `True` or `"all"`; none,
+            with `False` or `"none"`; or those of another preset of `model.freeze_encoder`.
+        lora: Options of `peft.LoraConfig` for adapters inside the trunk; `None` for no adapters.
         encoder_name_or_path: Where the trunk's weights came from; `None` when they were made at random.
     """
 
@@ -88,7 +91,8 @@ class MetaTransformerConfig(PreTrainedConfig):
     # Whatever form is assigned to these two, they are read as a dict of configurations; see `__setattr__`.
     modalities: Any = ("image",)
     heads: Any = None
-    freeze_encoder: bool = True
+    freeze_encoder: bool | str = True
+    lora: dict[str, Any] | None = None
     encoder_name_or_path: str | None = None
 
     def __setattr__(self, key: str, value: Any) -> None:
@@ -101,7 +105,19 @@ class MetaTransformerConfig(PreTrainedConfig):
                 name: _build(registry[name].config_class, option, f"{registry.kind} {name!r}")
                 for name, option in sorted(options.items())  # JSON sorts them too
             }
+        if key == "freeze_encoder" and value in ("all", "none"):
+            value = value == "all"  # as it stands in checkpoints from before there were presets
         super().__setattr__(key, value)
+
+    @property
+    def freeze_preset(self) -> str:
+        """`freeze_encoder` as the name of a preset."""
+        preset = self.freeze_encoder
+        return preset if isinstance(preset, str) else "all" if preset else "none"
+
+    def validate_freezing(self) -> None:
+        """Refuse what is no preset."""
+        check_preset(self.freeze_preset, self.num_hidden_layers)
 
     def validate_trunk(self) -> None:
         """Refuse shapes that cannot be built."""

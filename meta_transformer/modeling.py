@@ -26,6 +26,7 @@ from .configuration import MetaTransformerConfig
 from .encoder import MetaTransformerEncoder
 from .encoder.attention import SelfAttention
 from .encoder.layer import MetaTransformerLayer
+from .encoder.lora import init_lora
 from .execution import block_numbers, make_exchange, make_packing
 from .freezing import FreezingMixin
 from .fusion import AbsentTokens, ModalityEmbeddings, align, count_samples, drop_modalities, fill_absent, join
@@ -84,6 +85,7 @@ class MetaTransformerPreTrainedModel(FreezingMixin, LoadingMixin, SharingMixin, 
         _advertise_inputs(type(self).forward)
 
     def post_init(self) -> None:
+        self._add_configured_lora()
         super().post_init()
         self._apply_freezing()
 
@@ -94,6 +96,8 @@ class MetaTransformerPreTrainedModel(FreezingMixin, LoadingMixin, SharingMixin, 
         Linear, convolution, embedding and norm layers: transformers' defaults. Everything that holds bare parameters or
         buffers: its own `init_parameters`.
         """
+        if self.config.lora is not None and init_lora(module, self.config.lora):
+            return
         super()._init_weights(module)
         initialize = getattr(module, "init_parameters", None)
         if initialize is not None:

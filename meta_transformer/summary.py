@@ -31,6 +31,8 @@ class ParameterSummary:
             part, _, rest = name.removeprefix(prefix).partition(".")
             if part == "tokenizers":
                 part = f"{part}.{rest.partition('.')[0]}"
+            elif part == "encoder" and ".lora_" in rest:
+                part = "encoder.lora"  # adapters, which are no weights of the trunk
             counts.setdefault(part, [0, 0])[not parameter.requires_grad] += parameter.numel()
         return cls(tuple(ParameterGroup(name, *count) for name, count in counts.items()))
 

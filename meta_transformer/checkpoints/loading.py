@@ -37,6 +37,7 @@ _TRUNK = (
     "layer_scale_init_value",
     "use_pre_layernorm",
     "use_final_layernorm",
+    "lora",
 )
 
 
@@ -70,6 +71,7 @@ class LoadingMixin(Model):
             OSError: Neither a folder nor a repository that can be reached.
         """
         name: Any = pretrained_model_name_or_path
+        lora = None
         if name is not None:
             if not isinstance(name, nn.Module):
                 refuse_unfinished(name, kwargs.get("subfolder"))
@@ -82,6 +84,8 @@ class LoadingMixin(Model):
             kwargs["use_safetensors"] = True  # else a pickle would do
             if Location(str(name), options).file("config.json") is not None:  # else an adapter of PEFT's
                 saved = MetaTransformerConfig.from_pretrained(name, **options)
+                if saved.lora is None:
+                    lora = _take_lora(kwargs)
                 _check_trunk(
                     str(name), {field: getattr(saved, field) for field in _TRUNK}, kwargs.get("config") or kwargs
                 )
@@ -90,7 +94,10 @@ class LoadingMixin(Model):
                         kwargs[part] = _lay_over(getattr(saved, part), kwargs[part])
         loaded: Any = super().from_pretrained(name, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        model._apply_freezing()
+        if lora is None:
+            model._apply_freezing()
+        else:
+            model.freeze_encoder("lora", **lora)
         return loaded
 
     @classmethod
@@ -107,7 +114,9 @@ class LoadingMixin(Model):
             config = _configure(foreign, {key: kwargs.pop(key) for key in list(kwargs) if key in names})
         elif not isinstance(config, MetaTransformerConfig):
             config = MetaTransformerConfig.from_pretrained(config)
-        config = copy.deepcopy(config)  # the user's own stays as it is
+        asked = {"config": config}
+        lora = _take_lora(asked)
+        config = copy.deepcopy(asked["config"])  # the user's own stays as it is
         _check_trunk(foreign.name, foreign.config, config)
         config.encoder_name_or_path = foreign.name
         tensors = _tensors_for(foreign, config)
@@ -117,8 +126,27 @@ class LoadingMixin(Model):
         model, info = loaded
         _check_loaded(foreign, model, set(tensors), info)
         model.name_or_path = model.config.name_or_path = foreign.name
-        model._apply_freezing()
+        if lora is None:
+            model._apply_freezing()
+        else:
+            model.freeze_encoder("lora", **lora)
         return (model, info) if output_loading_info else model
+
+
+def _take_lora(asked: dict[str, Any]) -> dict[str, Any] | None:
+    """Take the wish for adapters out of the arguments for weights that know of none: they are added to these."""
+    config = asked.get("config")
+    if isinstance(config, MetaTransformerConfig):
+        if config.lora is None and config.freeze_encoder != "lora":
+            return None
+        lora = config.lora or {}
+        asked["config"] = copy.deepcopy(config)
+        asked["config"].freeze_encoder, asked["config"].lora = True, None
+        return lora
+    if asked.get("lora") is None and asked.get("freeze_encoder") != "lora":
+        return None
+    asked["freeze_encoder"] = True
+    return asked.pop("lora", None) or {}
 
 
 def _check_native(name: str, options: dict[str, Any]) -> None:

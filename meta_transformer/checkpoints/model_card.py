@@ -34,6 +34,7 @@ _MARKER = (
     "Remove this line to keep what you write here. -->"
 )
 _LABELS_SHOWN = 40
+_TRAINED = {"all": "no, frozen", "none": "yes, with the rest", "lora": "no, frozen; adapters beside it"}
 
 # What the hub calls the tasks of models such as ours, https://huggingface.co/tasks
 _PIPELINE_TAGS = frozenset(
@@ -213,7 +214,7 @@ def _describe_encoder(
     return {
         "shape": f"{config.num_hidden_layers} blocks, {config.hidden_size} wide, {config.num_attention_heads} heads",
         "source": source or "made at random",
-        "trained": "no, frozen" if config.freeze_encoder else "yes, with the rest",
+        "trained": _TRAINED.get(config.freeze_preset, f"in part: `{config.freeze_preset}`"),
         "fingerprint": _fingerprint(model, state_dict),
     }
 

@@ -11,6 +11,7 @@ from .attention import SelfAttention
 from .bottleneck import Exchange
 from .layer import DropPath, MetaTransformerLayer
 from .packing import Packing
+from .presets import trains
 
 __all__ = ["MetaTransformerEncoder"]
 
@@ -29,6 +30,7 @@ class MetaTransformerEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.frozen = False
+        self._silent: set[int] = set()  # numbers of the blocks that draw no noise
         norm = (config.hidden_size, config.layer_norm_eps)
         # CLIP normalises the tokens before the first block ("ln_pre")
         self.pre_layernorm = nn.LayerNorm(*norm) if config.use_pre_layernorm else nn.Identity()
@@ -73,32 +75,37 @@ class MetaTransformerEncoder(nn.Module):
         return self.layernorm(hidden_states)
 
     def train(self, mode: bool = True) -> "MetaTransformerEncoder":
-        """Set the training mode of all parts, except that a frozen trunk's own sources of noise stay silent.
+        """Set the training mode of all parts, except that blocks of which nothing trains stay silent.
 
         The layers themselves do enter training mode, because activation checkpointing asks for it, and so does what
         PEFT has put inside them, whose dropout belongs to the adapter.
         """
         super().train(mode)
-        if self.frozen:
-            self.training = False
-            for module in self.modules():
+        self.training = mode and not self.frozen
+        for number in self._silent:
+            for module in self.layers[number].modules():
                 if isinstance(module, SelfAttention | DropPath):
                     module.training = False
         return self
 
-    def freeze(self) -> None:
-        """Stop gradients for the trunk's own weights, and its noise."""
-        self._set_frozen(True)
+    def freeze(self, preset: str = "all") -> None:
+        """Stop gradients for those of the trunk's own weights that a preset freezes, and the noise of frozen blocks.
+
+        Args:
+            preset: See `presets.py`.
+        """
+        own = self.trunk_parameters()
+        trained = {name for name in own if trains(name, preset, len(self.layers))}
+        for name, parameter in own.items():
+            parameter.requires_grad_(name in trained)
+        self.frozen = not trained
+        noisy = {int(name.split(".")[1]) for name in trained if name.startswith("layers.")}
+        self._silent = set(range(len(self.layers))) - noisy
+        self.train(any(layer.training for layer in self.layers))
 
     def unfreeze(self) -> None:
         """Undo `freeze`."""
-        self._set_frozen(False)
-
-    def _set_frozen(self, frozen: bool) -> None:
-        self.frozen = frozen
-        for parameter in self.trunk_parameters().values():
-            parameter.requires_grad_(not frozen)
-        self.train(any(layer.training for layer in self.layers))
+        self.freeze("none")
 
     def trunk_parameters(self) -> dict[str, nn.Parameter]:
         """The trunk's own weights by name, with or without PEFT adapters around them."""
