@@ -4,12 +4,17 @@ from importlib import import_module
 from typing import Any
 
 from .collator import DataCollatorForMetaTransformer
+from .feature_cache import CachedFeatures, FeatureCache
+from .head_model import HeadModel
 from .masked_series import anomaly_scores, hide_steps
 from .mixture import TaskMixture, TemperatureBatchSampler
 from .token_budget import TokenBudgetBatchSampler, count_tokens
 
 __all__ = [
+    "CachedFeatures",
     "DataCollatorForMetaTransformer",
+    "FeatureCache",
+    "HeadModel",
     "TaskMixture",
     "TemperatureBatchSampler",
     "TokenBudgetBatchSampler",

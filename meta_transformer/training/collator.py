@@ -1,6 +1,6 @@
 """The data collator: raw samples of any modality to a batch of tensors."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,14 +58,19 @@ class DataCollatorForMetaTransformer:
                 "Trainer set remove_unused_columns=False."
             )
         raw: dict[str, Any] = {modality: [sample.get(modality) for sample in samples] for modality in modalities}
-        batch = dict(self.processor(**raw, **self.processor_kwargs))
+        batch = {**self.processor(**raw, **self.processor_kwargs), **self.collate_others(samples)}
+        # The longest first: accelerate cuts streamed batches to the rows of their first tensor.
+        return dict(sorted(batch.items(), key=lambda each: -len(each[1]) if isinstance(each[1], Tensor) else 0))
+
+    def collate_others(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """What stands beside the modalities: `labels`, and what heads take of their own."""
+        batch = {}
         for name in _LABEL_NAMES:
             if name in samples[0]:
                 batch["labels"] = _collate(name, samples, self.collate_labels)
         for name in (name for head in HEADS for name in head.model_input_names if name in samples[0]):
             batch[name] = _collate(name, samples, stack_labels)
-        # The longest first: accelerate cuts streamed batches to the rows of their first tensor.
-        return dict(sorted(batch.items(), key=lambda each: -len(each[1]) if isinstance(each[1], Tensor) else 0))
+        return batch
 
     @classmethod
     def for_model(
@@ -75,7 +80,7 @@ class DataCollatorForMetaTransformer:
         return cls(processor, processor_kwargs, model.head.label_collator())
 
 
-def _collate(name: str, samples: list[Mapping[str, Any]], collate: Callable[[list[Any]], Any]) -> Any:
+def _collate(name: str, samples: Sequence[Mapping[str, Any]], collate: Callable[[list[Any]], Any]) -> Any:
     try:
         return collate([sample[name] for sample in samples])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
