@@ -63,7 +63,8 @@ class FreezingMixin(Model):
         """
         if self.config.lora is None:
             raise ValueError("the trunk has no adapters; freeze_encoder('lora') adds them.")
-        merge_lora(self.base_model.encoder)
+        encoder: Any = self.base_model.encoder
+        merge_lora(encoder)
         self.config.lora = None
         if self.config.freeze_encoder == "lora":
             self.config.freeze_encoder = "all"

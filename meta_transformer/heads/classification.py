@@ -16,6 +16,7 @@ from transformers.utils import ModelOutput
 
 from ..sequence import TokenSequence
 from .base import IGNORED, HeadConfig, TaskHead, count_labels
+from .class_weights import check_class_count, check_class_weights, weights_like
 from .late_fusion import make_pooling
 from .metrics import TaskMetrics, torchmetrics
 from .pooling import PoolingMode
@@ -35,16 +36,20 @@ class ClassificationHeadConfig(HeadConfig):
         pooling: How the tokens of a sample become one vector.
         dropout: Dropout in front of the linear layer.
         label_smoothing: Share of the target that is spread over all classes (Szegedy et al. 2016, section 7).
+        class_weights: How much a label of each class counts, see `class_weights.py`; in multi-label problems, how much
+            a one of each class counts beside a zero.
     """
 
     pooling: PoolingMode = "cls"
     dropout: float | int = 0.0
     label_smoothing: float | int = 0.0
+    class_weights: list[float | int] | None = None
 
     def validate_shares(self) -> None:
         for name in ("dropout", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}.")
+        check_class_weights(self.class_weights)
 
 
 class ClassificationHead(TaskHead):
@@ -62,6 +67,7 @@ class ClassificationHead(TaskHead):
     def __init__(self, config: ClassificationHeadConfig, model_config: PreTrainedConfig) -> None:
         super().__init__(config, model_config)
         self.num_labels = count_labels(model_config)
+        check_class_count(config.class_weights, self.num_labels)
         self.id2label: dict[Any, str] = {**(model_config.id2label or {})}
         self.problem_type = model_config.problem_type
         if self.problem_type == "regression":
@@ -95,14 +101,20 @@ class ClassificationHead(TaskHead):
         """Mean cross-entropy, or binary cross-entropy over all classes, in fp32; arguments as of `forward`."""
         multi_label = labels.dim() == 2 if self.problem_type is None else self.problem_type.startswith("multi")
         self._check(logits, labels, multi_label)
-        smoothing = self.config.label_smoothing
+        logits, smoothing = logits.float(), self.config.label_smoothing
+        weights = weights_like(logits, self.config.class_weights)
         if multi_label:
             targets = labels.float() * (1 - smoothing) + smoothing / 2
-            losses = functional.binary_cross_entropy_with_logits(logits.float(), targets, reduction="none")
+            losses = functional.binary_cross_entropy_with_logits(logits, targets, pos_weight=weights, reduction="none")
             count = labels.numel()
         else:
             losses = functional.cross_entropy(
-                logits.float(), labels.long(), ignore_index=IGNORED, label_smoothing=smoothing, reduction="none"
+                logits,
+                labels.long(),
+                weight=weights,
+                ignore_index=IGNORED,
+                label_smoothing=smoothing,
+                reduction="none",
             )
             count = (labels != IGNORED).sum().clamp(min=1)
         return losses.sum() / (count if num_items_in_batch is None else num_items_in_batch)

@@ -24,6 +24,7 @@ from transformers.utils import ModelOutput
 from ..sequence import ImageLayout, Layout, Segment, TokenSequence
 from .base import IGNORED, HeadConfig, TaskHead, count_labels
 from .class_maps import checked_classes, collate_class_maps
+from .class_weights import check_class_count, check_class_weights, weights_like
 from .feature_pyramid import FeatureMap, FeaturePyramid, MapBlock, token_map
 from .metrics import TaskMetrics, torchmetrics
 
@@ -46,6 +47,7 @@ class SegmentationHeadConfig(HeadConfig):
         pyramid_layers: Layers of the pyramid, see `FeaturePyramid`.
         ignore_index: What stands in a class map where a pixel does not count, beside -100.
         dice_weight: Weight of the Dice loss, which is added to the cross-entropy.
+        class_weights: How much a pixel of each class counts in the cross-entropy, see `class_weights.py`.
         detail_channels: Of the detail stream, convolutions over the pixels themselves that sharpen the finest map where
             patches are too coarse; 0 for none.
         pixel_channels: Channels of the pictures, for the detail stream.
@@ -57,6 +59,7 @@ class SegmentationHeadConfig(HeadConfig):
     pyramid_layers: list[int] | None = None
     ignore_index: int = 255
     dice_weight: float | int = 0.0
+    class_weights: list[float | int] | None = None
     detail_channels: int = 0
     pixel_channels: int = 3
 
@@ -72,6 +75,7 @@ class SegmentationHeadConfig(HeadConfig):
             raise ValueError(f"doublings must be at least 0, got {self.doublings}.")
         if not 0 <= self.dice_weight < float("inf"):
             raise ValueError(f"dice_weight must be at least 0 and finite, got {self.dice_weight}.")
+        check_class_weights(self.class_weights)
         if self.pyramid_layers == []:
             raise ValueError("pyramid_layers is empty; name at least one layer, or None.")
         if self.decoder == "pyramid" and self.layers != "last":
@@ -196,6 +200,7 @@ class SegmentationHead(TaskHead):
     def __init__(self, config: SegmentationHeadConfig, model_config: PreTrainedConfig) -> None:
         super().__init__(config, model_config)
         self.num_labels = count_labels(model_config)
+        check_class_count(config.class_weights, self.num_labels)
         if self.num_labels < 2:
             raise ValueError(f"id2label must name 2 classes or more, the background among them, got {self.num_labels}.")
         if 0 <= config.ignore_index < self.num_labels:
@@ -260,7 +265,8 @@ class SegmentationHead(TaskHead):
             num_items_in_batch: See `TaskHead.forward`.
         """
         counted = labels != IGNORED
-        total = functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
+        weights = weights_like(logits, self.config.class_weights)
+        total = functional.cross_entropy(logits, labels, weights, ignore_index=IGNORED, reduction="sum")
         if self.config.dice_weight:
             total = total + self.config.dice_weight * (dice_losses(logits, labels) * counted.sum(dim=(1, 2))).sum()
         return total / (counted.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch)

@@ -6,7 +6,6 @@ Arrives: encoded tokens `(batch, tokens, hidden)` of one modality whose layout s
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import isfinite
 from typing import Any, ClassVar
 
 import torch
@@ -20,6 +19,7 @@ from transformers.utils import ModelOutput
 
 from ..sequence import GraphLayout, Layout, TokenSequence
 from .base import IGNORED, HeadConfig, TaskHead, count_labels
+from .class_weights import check_class_count, check_class_weights, weights_like
 from .metrics import TaskMetrics, torchmetrics
 from .origins import READERS, OriginReader
 
@@ -50,8 +50,7 @@ class TokenClassificationHeadConfig(HeadConfig):
     Attributes:
         dropout: Dropout in front of the linear layer.
         label_smoothing: Share of the target that is spread over all classes (Szegedy et al. 2016, section 7).
-        class_weights: How much a label of each class counts; the loss stays a mean over labels, not over weights, so
-            that those of parts of a batch sum to that of the whole.
+        class_weights: How much a label of each class counts, see `class_weights.py`.
         seed_only: Of graphs that were sampled around a node, whether that node alone is classified.
     """
 
@@ -64,9 +63,7 @@ class TokenClassificationHeadConfig(HeadConfig):
         for name in ("dropout", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}.")
-        weights = self.class_weights
-        if weights is not None and not (all(map(isfinite, weights)) and min(weights, default=0) >= 0 < sum(weights)):
-            raise ValueError(f"class_weights must be finite numbers, none negative, not all zero, got {weights}.")
+        check_class_weights(self.class_weights)
 
 
 class TokenClassificationHead(TaskHead):
@@ -81,10 +78,7 @@ class TokenClassificationHead(TaskHead):
         super().__init__(config, model_config)
         self.num_labels = count_labels(model_config)
         self.id2label: dict[Any, str] = {**(model_config.id2label or {})}
-        if config.class_weights is not None and len(config.class_weights) != self.num_labels:
-            raise ValueError(
-                f"class_weights must be {self.num_labels} numbers, one a class, got {config.class_weights}."
-            )
+        check_class_count(config.class_weights, self.num_labels)
         hidden, eps = model_config.hidden_size, model_config.layer_norm_eps
         widths = [tokenizer.skip_widths(hidden) for tokenizer in model_config.modalities.values()]
         self.origins = OriginReader(next(filter(None, widths), []), hidden, eps)
@@ -138,11 +132,11 @@ class TokenClassificationHead(TaskHead):
 
     def loss(self, logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """Mean cross-entropy over known labels, in fp32, from `(batch, origins, num_labels)` and `(batch, origins)`."""
-        logits, weights = logits.float().flatten(0, 1), self.config.class_weights
+        logits = logits.float().flatten(0, 1)
         total = functional.cross_entropy(
             logits,
             labels.flatten().long(),
-            weight=None if weights is None else logits.new_tensor(weights),
+            weight=weights_like(logits, self.config.class_weights),
             ignore_index=IGNORED,
             label_smoothing=self.config.label_smoothing,
             reduction="sum",

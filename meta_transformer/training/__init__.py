@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import Any
 
+from ..heads.class_weights import balanced_class_weights
 from .collator import DataCollatorForMetaTransformer
 from .feature_cache import CachedFeatures, FeatureCache
 from .head_model import HeadModel
@@ -19,6 +20,7 @@ __all__ = [
     "TemperatureBatchSampler",
     "TokenBudgetBatchSampler",
     "anomaly_scores",
+    "balanced_class_weights",
     "count_tokens",
     "hide_steps",
 ]
