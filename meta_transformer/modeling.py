@@ -22,6 +22,7 @@ from transformers.utils.output_capturing import capture_outputs, install_all_out
 
 from .checkpoints.loading import LoadingMixin
 from .checkpoints.sharing import SharingMixin
+from .checkpoints.task_packs import TaskPackMixin
 from .configuration import MetaTransformerConfig
 from .encoder import MetaTransformerEncoder
 from .encoder.attention import SelfAttention
@@ -43,7 +44,7 @@ __all__ = [
 ]
 
 # What a forward takes beside the modalities' own tensors.
-_FORWARD_OPTIONS = frozenset(TransformersKwargs.__annotations__) | {"return_dict"}
+FORWARD_OPTIONS = frozenset(TransformersKwargs.__annotations__) | {"return_dict"}
 
 
 @dataclass
@@ -63,7 +64,7 @@ class MetaTransformerOutput(BaseModelOutputWithPooling):
     attention_mask: Tensor | None = None
 
 
-class MetaTransformerPreTrainedModel(FreezingMixin, LoadingMixin, SharingMixin, PreTrainedModel):
+class MetaTransformerPreTrainedModel(FreezingMixin, LoadingMixin, SharingMixin, TaskPackMixin, PreTrainedModel):
     """What all models share: initialisation, freezing, fingerprint, loading and saving."""
 
     config: MetaTransformerConfig
@@ -231,7 +232,7 @@ class MetaTransformerModel(MetaTransformerPreTrainedModel):
                     None if state is None else packing.unpack(state) for state in output.hidden_states
                 )
         output.attention_mask = sequence.mask
-        output.pooler_output = self._pool(sequence.replace_embeddings(output.last_hidden_state))
+        output.pooler_output = self.pool(sequence.replace_embeddings(output.last_hidden_state))
         return output
 
     @merge_with_config_defaults
@@ -239,7 +240,8 @@ class MetaTransformerModel(MetaTransformerPreTrainedModel):
     def _run(self, tokens: Tensor, mask: Tensor | None = None, **kwargs: Any) -> MetaTransformerOutput:
         return MetaTransformerOutput(last_hidden_state=self.encoder(tokens, mask, **kwargs))
 
-    def _pool(self, sequence: TokenSequence) -> Tensor:
+    def pool(self, sequence: TokenSequence) -> Tensor:
+        """One vector for each sample of encoded tokens, `(batch, hidden)`, as `config.pooling` says."""
         if self.config.pooling == "mean":
             return sequence.mean()
         if not sequence.blocks:
@@ -309,14 +311,23 @@ class MetaTransformerForTask(MetaTransformerPreTrainedModel):
         if inputs.get("output_hidden_states", self.config.output_hidden_states):
             shown.append("hidden_states")
         parts, encoded = self.encode_parts(**inputs)
-        read = {name: self.head.read(part) for name, part in parts.items()}
-        sequence = read[""] if self.head.joins_modalities else read
-        output = self.head(sequence, labels, num_items_in_batch, **own)
+        output = self.predict(parts, labels, num_items_in_batch, **own)
         for name in shown:
             traces = {part: each[name] for part, each in encoded.items() if each.get(name) is not None}
             if traces:
                 output[name] = traces if len(traces) > 1 else next(iter(traces.values()))
         return output
+
+    def predict(
+        self,
+        parts: dict[str, TokenSequence],
+        labels: Any = None,
+        num_items_in_batch: Tensor | int | None = None,
+        **inputs: Tensor,
+    ) -> ModelOutput:
+        """The head's output from the encoded tokens of `encode_parts`; what else arrives is as of `forward`."""
+        read = {name: self.head.read(part) for name, part in parts.items()}
+        return self.head(read[""] if self.head.joins_modalities else read, labels, num_items_in_batch, **inputs)
 
     def encode_parts(self, **inputs: Any) -> tuple[dict[str, TokenSequence], dict[str, MetaTransformerOutput]]:
         """Tokenize and encode what the head reads.
@@ -358,7 +369,7 @@ class MetaTransformerForTask(MetaTransformerPreTrainedModel):
 
 def _pop_options(inputs: dict[str, Any]) -> dict[str, Any]:
     """Take out of the arguments of a forward what is no tensor of a modality."""
-    return {name: inputs.pop(name) for name in list(inputs) if name in _FORWARD_OPTIONS}
+    return {name: inputs.pop(name) for name in list(inputs) if name in FORWARD_OPTIONS}
 
 
 def _advertise_inputs(forward: Callable) -> None:

@@ -251,12 +251,12 @@ class TokenSequence:
             present: `(batch,)` boolean, which samples have one.
         """
         layout = None if self.layout is None else _take(self.layout, rows)
-        return TokenSequence(self.embeddings[rows], self._full_mask()[rows], layout).restrict(present)
+        return TokenSequence(self.embeddings[rows], self.full_mask()[rows], layout).restrict(present)
 
     def restrict(self, present: Tensor) -> "TokenSequence":
         """The tokens of those samples alone for which `present`, `(batch,)` boolean, is true."""
         own = present if self.present is None else present & self.present
-        return replace(self, mask=self._full_mask() & own[:, None], present=own)
+        return replace(self, mask=self.full_mask() & own[:, None], present=own)
 
     def select(self, modalities: Collection[str]) -> "TokenSequence":
         """The tokens of some modalities, between what stands in front of and behind all; undoes `concatenate`.
@@ -318,11 +318,12 @@ class TokenSequence:
             start += len(part)
         mask = None
         if any(piece.mask is not None for piece in pieces):
-            mask = torch.cat([piece._full_mask() for piece in pieces], dim=1)
+            mask = torch.cat([piece.full_mask() for piece in pieces], dim=1)
         embeddings = torch.cat([piece.embeddings for piece in pieces], dim=1)
         return TokenSequence(embeddings, mask, segments=tuple(segments), blocks=tuple(blocks))
 
-    def _full_mask(self) -> Tensor:
+    def full_mask(self) -> Tensor:
+        """`(batch, tokens)` boolean, true for real tokens, also where nothing is padded."""
         if self.mask is None:
             return self.embeddings.new_ones(self.embeddings.shape[:2], dtype=torch.bool)
         return self.mask.bool()

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from ..modeling import MetaTransformerPreTrainedModel
 
-__all__ = ["CARD_NAME", "check_metrics", "generate_card", "is_generated", "merge_cards"]
+__all__ = ["CARD_NAME", "check_metrics", "generate_card", "is_generated", "is_hub_name", "merge_cards"]
 
 CARD_NAME = "README.md"
 _TEMPLATE = Path(__file__).with_name("model_card_template.md")
@@ -88,8 +88,9 @@ def generate_card(
     license: str | None = None,
     tags: list[str] | str | None = None,
     state_dict: Mapping[str, Tensor] | None = None,
+    trunk: Mapping[str, Any] | None = None,
 ) -> ModelCard:
-    """Make the card of a checkpoint.
+    """Make the card of a checkpoint, or of a task pack.
 
     Args:
         model: The model that is saved.
@@ -99,6 +100,7 @@ def generate_card(
         license: The hub's word for the licence of the weights, such as `"apache-2.0"`.
         tags: Further tags.
         state_dict: The weights, where the model's own parameters are not whole because they are sharded.
+        trunk: Of a task pack, the name and fingerprint of the encoder that it belongs to.
 
     Returns:
         The card; `str(card)` is the text of the file.
@@ -111,9 +113,14 @@ def generate_card(
         license=license,
         pipeline_tag=_pipeline_tag(model),
         metrics=list(results) or None,
-        base_model=config.encoder_name_or_path if _is_hub_name(config.encoder_name_or_path) else None,
+        base_model=config.encoder_name_or_path if is_hub_name(config.encoder_name_or_path) else None,
     )
-    task = _task(model)
+    task, encoder = _task(model), _describe_encoder(model, state_dict)
+    parameters = _count_parameters(model, state_dict)
+    if trunk is not None:
+        data.base_model = trunk["name"] if is_hub_name(trunk["name"]) else None
+        encoder |= {"source": _describe_source(trunk["name"]), "fingerprint": trunk["fingerprint"]}
+        parameters = [row for row in parameters or () if row[0] not in ("`encoder`", "**all**")]
     return ModelCard.from_template(
         data,
         template_path=str(_TEMPLATE),
@@ -123,10 +130,11 @@ def generate_card(
         modalities=[modality.replace("_", " ") for modality in config.modalities],
         task=_describe_task(model),
         labels=_describe_labels(model) if task else None,
-        encoder=_describe_encoder(model, state_dict),
-        parameters=_count_parameters(model, state_dict),
+        pack=trunk is not None,
+        encoder=encoder,
+        parameters=parameters,
         results=[(_cell(metric), _cell(value)) for metric, value in results.items()],
-        snippet=_snippet(model, name, processor),
+        snippet=_snippet(model, name, processor, trunk),
     )
 
 
@@ -175,7 +183,8 @@ def _pipeline_tag(model: "MetaTransformerPreTrainedModel") -> str | None:
     return next((candidate for candidate in candidates if candidate in _PIPELINE_TAGS), None)
 
 
-def _is_hub_name(name: str | None) -> bool:
+def is_hub_name(name: str | None) -> bool:
+    """Whether a name is that of a repository on the hub, not a path."""
     if name is None or name.count("/") != 1 or Path(name).exists():
         return False
     try:
@@ -206,17 +215,21 @@ def _describe_labels(model: "MetaTransformerPreTrainedModel") -> str | None:
 def _describe_encoder(
     model: "MetaTransformerPreTrainedModel", state_dict: Mapping[str, Tensor] | None
 ) -> dict[str, str | None]:
-    config, source = model.config, model.config.encoder_name_or_path
-    if _is_hub_name(source):
-        source = f"[{source}](https://huggingface.co/{source})"
-    elif source is not None:
-        source = f"`{Path(source).name}`, a local checkpoint"  # the path is nobody's business
+    config = model.config
     return {
         "shape": f"{config.num_hidden_layers} blocks, {config.hidden_size} wide, {config.num_attention_heads} heads",
-        "source": source or "made at random",
+        "source": _describe_source(config.encoder_name_or_path),
         "trained": _TRAINED.get(config.freeze_preset, f"in part: `{config.freeze_preset}`"),
         "fingerprint": _fingerprint(model, state_dict),
     }
+
+
+def _describe_source(name: str | None) -> str:
+    if name is None:
+        return "made at random"
+    if is_hub_name(name):
+        return f"[{name}](https://huggingface.co/{name})"
+    return f"`{Path(name).name}`, a local checkpoint"  # the path is nobody's business
 
 
 def _fingerprint(model: "MetaTransformerPreTrainedModel", state_dict: Mapping[str, Tensor] | None) -> str | None:
@@ -254,8 +267,13 @@ def _cell(text: str) -> str:
     return re.sub(r"\s+", " ", text).replace("|", "\\|")
 
 
-def _snippet(model: "MetaTransformerPreTrainedModel", name: str, processor: "ProcessorMixin | None") -> str:
-    """Python that loads the checkpoint and runs it on one batch for each modality."""
+def _snippet(
+    model: "MetaTransformerPreTrainedModel",
+    name: str,
+    processor: "ProcessorMixin | None",
+    trunk: Mapping[str, Any] | None,
+) -> str:
+    """Python that loads the checkpoint, or the pack onto its trunk, and runs it on one batch for each modality."""
     name_of_class = type(model).__name__
     if type(model).__module__.startswith("meta_transformer."):
         name_of_class = f"meta_transformer.{name_of_class}"
@@ -265,12 +283,19 @@ def _snippet(model: "MetaTransformerPreTrainedModel", name: str, processor: "Pro
     source = f"from_pretrained({quoted})"
     if processor is None:
         source = "from_config(model.config)  # defaults, as this card was made without a processor"
+    load = [f"model = {name_of_class}.from_pretrained({quoted})"]
+    if trunk is not None:
+        encoder = trunk["name"] if is_hub_name(trunk["name"]) else "the encoder named above"
+        load = [
+            f"trunk = meta_transformer.MetaTransformerModel.from_pretrained({json.dumps(encoder)})",
+            f"model = trunk.load_task_pack({quoted})",
+        ]
     lines = [
         "import meta_transformer",
         "import torch",
         *_extra_imports(model),
         "",
-        f"model = {name_of_class}.from_pretrained({quoted})",
+        *load,
         f"processor = meta_transformer.MetaTransformerProcessor.{source}",
     ]
     processed = getattr(processor, "processors", model.config.modalities)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 else:
     Model = object
 
-__all__ = ["SharingMixin"]
+__all__ = ["SharingMixin", "check_processor", "write_card"]
 
 _FOR_WEIGHTS = ("variant", "save_peft_format", "save_original_format")
 _FOR_REPOSITORY = ("private", "token", "revision", "create_pr")
@@ -166,7 +166,7 @@ class SharingMixin(Model):
             if not self._is_adapter():  # and before the weights are saved, as that empties state_dict
                 model: Any = self
                 new_card = generate_card(model, name, processor=processor, **card)
-                _write_card(staging / CARD_NAME, new_card, (local_card, remote_card))
+                write_card(staging / CARD_NAME, new_card, (local_card, remote_card))
             super().save_pretrained(staging, **weights)
             if processor is not None:
                 processor.save_pretrained(staging)
@@ -191,7 +191,7 @@ class SharingMixin(Model):
         return patterns if self._is_adapter() else [*patterns, f"model.safetensors.index{suffix}.json"]
 
 
-def _write_card(path: Path, card: "ModelCard", existing: Sequence[str | None]) -> None:
+def write_card(path: Path, card: "ModelCard", existing: Sequence[str | None]) -> None:
     """Write the card unless one of those that exist, here and on the hub, is a person's."""
     text: str | None = str(card)
     for other in (other for other in existing if other is not None):
@@ -201,10 +201,15 @@ def _write_card(path: Path, card: "ModelCard", existing: Sequence[str | None]) -
     path.write_text(text, encoding="utf-8")
 
 
-def _check(processor: Any, metrics: Any, options: dict[str, Any]) -> None:
-    """Refuse wrong arguments before anything is written."""
+def check_processor(processor: Any) -> None:
+    """Refuse what is no processor with `TypeError`."""
     if processor is not None and not hasattr(processor, "save_pretrained"):
         raise TypeError(f"processor must be a MetaTransformerProcessor, got {processor!r}.")
+
+
+def _check(processor: Any, metrics: Any, options: dict[str, Any]) -> None:
+    """Refuse wrong arguments before anything is written."""
+    check_processor(processor)
     check_metrics(metrics)
     known = ("repo_id", *_FOR_WEIGHTS, *_FOR_REPOSITORY, *_FOR_COMMIT, *_WITHOUT_EFFECT)
     if unknown := sorted(set(options) - set(known)):
