@@ -12,7 +12,10 @@ from transformers import (
     AutoModel,
     AutoModelForAudioClassification,
     AutoModelForImageClassification,
+    AutoModelForObjectDetection,
+    AutoModelForSemanticSegmentation,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     AutoModelForVideoClassification,
     AutoProcessor,
 )
@@ -43,6 +46,7 @@ _register_built_in()
 # After the registration: configurations and models look modalities and heads up.
 from .configuration import MetaTransformerConfig  # noqa: E402
 from .modeling import MetaTransformerForTask, MetaTransformerModel  # noqa: E402
+from .pipelines import register_pipelines  # noqa: E402
 from .processing import MetaTransformerProcessor  # noqa: E402
 from .sequence import TokenSequence  # noqa: E402
 from .tasks import (  # noqa: E402
@@ -65,7 +69,11 @@ for _auto_class in (
     AutoModelForVideoClassification,
 ):
     _auto_class.register(MetaTransformerConfig, MetaTransformerForClassification, exist_ok=True)
+AutoModelForObjectDetection.register(MetaTransformerConfig, MetaTransformerForObjectDetection, exist_ok=True)
+AutoModelForSemanticSegmentation.register(MetaTransformerConfig, MetaTransformerForSegmentation, exist_ok=True)
+AutoModelForTokenClassification.register(MetaTransformerConfig, MetaTransformerForTokenClassification, exist_ok=True)
 AutoProcessor.register(MetaTransformerConfig, MetaTransformerProcessor, exist_ok=True)
+register_pipelines()
 
 __all__ = [
     "MetaTransformerConfig",
