@@ -5,7 +5,7 @@
 
 Handwritten digits of scikit-learn (8 x 8) and CIFAR-10 (`image/cifar10_small`, 32 x 32), 16 tokens each, the base trunk
 with random weights. Both ways take the same 16 batches in the same order, and must have the same accuracy on the test
-split then. A step is a batch of 32: collated, forward, backward, AdamW. Last, the head trains from the cache alone. What
+split then. A step is a batch of 32: collated, forward, backward, AdamW. Last, the head trains from the cache. What
 filling the cache took is printed besides: it is paid once.
 
 Steps take turns, medians count. The exit status is 1 if a bar is missed.
