@@ -24,6 +24,7 @@ from meta_transformer import (
 )
 from meta_transformer.processors.base import ModalityProcessor
 from meta_transformer.training import DataCollatorForMetaTransformer
+from meta_transformer.training import last_checkpoint as last_whole_checkpoint
 
 # Labels `(samples,)` and probabilities `(samples, classes)` to the metric of a recipe, more is better.
 Score = Callable[[np.ndarray, np.ndarray], float]
@@ -140,12 +141,6 @@ class _RecipeTrainer(Trainer):
         if self.augment:  # draws on the CPU; the step itself moves its inputs to the model's device
             inputs = self.augment({name: value.cpu() for name, value in inputs.items()})
         return super().training_step(model, inputs, *args, **kwargs)
-
-
-def last_whole_checkpoint(folder: Path) -> str | None:
-    """The newest of `Trainer`'s checkpoints that was not being written when the run was killed."""
-    whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json") if path.stat().st_size]
-    return str(max(whole, key=lambda path: int(path.name.partition("-")[2]))) if whole else None
 
 
 def nano_trunk(folder: Path) -> str:

@@ -7,8 +7,10 @@ from ..heads.class_weights import balanced_class_weights
 from .collator import DataCollatorForMetaTransformer
 from .feature_cache import CachedFeatures, FeatureCache
 from .head_model import HeadModel
+from .layerwise import layerwise_learning_rates
 from .masked_series import anomaly_scores, hide_steps
 from .mixture import TaskMixture, TemperatureBatchSampler
+from .resuming import last_checkpoint
 from .token_budget import TokenBudgetBatchSampler, count_tokens
 
 __all__ = [
@@ -23,6 +25,8 @@ __all__ = [
     "balanced_class_weights",
     "count_tokens",
     "hide_steps",
+    "last_checkpoint",
+    "layerwise_learning_rates",
 ]
 
 _TRAINERS = {"MixtureTrainer": "mixture_trainer", "TokenBudgetTrainer": "token_budget_trainer"}

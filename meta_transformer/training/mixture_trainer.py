@@ -1,15 +1,15 @@
 """`Trainer` for several tasks at once: batches by temperature, losses and metrics of each task."""
 
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer
-from transformers.trainer_utils import EvalLoopOutput, seed_worker
+from transformers.trainer_utils import EvalLoopOutput
 
 from ..heads.base import IGNORED
+from .loaders import with_batches
 from .mixture import TaskMixture, TemperatureBatchSampler, tasks_of
 
 __all__ = ["MixtureTrainer"]
@@ -59,23 +59,7 @@ class MixtureTrainer(Trainer):
                 drop_last=args.dataloader_drop_last,
                 seed=args.seed if args.data_seed is None else args.data_seed,
             )
-        loader = DataLoader(
-            mixture,
-            batch_sampler=self._batch_sampler,
-            collate_fn=self.data_collator,
-            num_workers=args.dataloader_num_workers,
-            pin_memory=args.dataloader_pin_memory,
-            persistent_workers=args.dataloader_persistent_workers,
-            prefetch_factor=args.dataloader_prefetch_factor,
-            multiprocessing_context=args.dataloader_multiprocessing_context,
-            worker_init_fn=partial(seed_worker, num_workers=args.dataloader_num_workers, rank=args.process_index),
-        )
-        prepared: Any = self.accelerator.prepare(loader)
-        if hasattr(self._batch_sampler, "set_epoch"):
-            # Trainer looks one level below the loader's batch sampler for this. On several processes the sampler is two
-            # levels below when a run goes on within an epoch, and would stay at epoch 0.
-            prepared.batch_sampler.set_epoch = self._batch_sampler.set_epoch
-        return prepared
+        return with_batches(self, super().get_train_dataloader(), self._batch_sampler)
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Any:
         """By task, the number by which the sum of its losses is divided; `None` if labels cannot be counted."""

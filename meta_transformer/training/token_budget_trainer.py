@@ -8,13 +8,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer
 
+from .loaders import with_batches
 from .token_budget import TokenBudgetBatchSampler, count_tokens
 
 __all__ = ["TokenBudgetTrainer"]
-
-# What a data loader of Trainer keeps when its batches become others.
-_KEPT = ("collate_fn", "num_workers", "pin_memory", "timeout", "worker_init_fn", "multiprocessing_context")
-_KEPT += ("prefetch_factor", "persistent_workers", "in_order")
 
 
 class TokenBudgetTrainer(Trainer):
@@ -86,12 +83,7 @@ class TokenBudgetTrainer(Trainer):
     def _by_tokens(self, loader: DataLoader, dataset: Any, **options: Any) -> DataLoader:
         """The loader that `Trainer` made for a data set, with other batches."""
         sampler = TokenBudgetBatchSampler(self._token_lengths(dataset, loader), self.max_tokens, **options)
-        kept = {name: getattr(loader, name) for name in _KEPT}
-        prepared: Any = self.accelerator.prepare(DataLoader(loader.dataset, batch_sampler=sampler, **kept))
-        # Trainer looks one level below the loader's batch sampler for this. On several processes the sampler is two
-        # levels below when a run is resumed within an epoch, and would stay at the order of epoch 0.
-        prepared.batch_sampler.set_epoch = sampler.set_epoch
-        return prepared
+        return with_batches(self, loader, sampler)
 
     def _token_lengths(self, dataset: Any, loader: DataLoader) -> Any:
         if not hasattr(dataset, "__len__"):

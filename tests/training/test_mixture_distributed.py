@@ -1,11 +1,13 @@
-"""Two processes with a batch each give the step of one that accumulates both."""
+"""Two processes with a batch each give the step of one that accumulates both, and go on where they stopped."""
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
@@ -78,3 +80,69 @@ def test_two_processes_take_the_step_of_both_batches(tmp_path: Path) -> None:
     assert max((one[name] - start[name]).abs().max() for name in one) > 1e-3
     for name, weights in one.items():
         assert_close(two[name], weights, rtol=1e-3, atol=1e-5)
+
+
+# What each process sees of two epochs of training that goes through, and of training resumed within the second epoch.
+RESUME = """
+import json
+import os
+import sys
+import torch
+from transformers import TrainingArguments
+from meta_transformer import MetaTransformerConfig, MetaTransformerForMultiTask
+from meta_transformer.training import MixtureTrainer, TaskMixture
+
+SHAPE = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}
+TASKS = {"kind": {"head": "classification", "num_labels": 2}, "size": {"head": "regression"}}
+folder = sys.argv[1]
+pictures = torch.rand(30, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+rows = [{"number": n, "pixel_values": picture, "labels": n % 2} for n, picture in enumerate(pictures[:20])]
+sizes = [{"number": 20 + n, "pixel_values": picture, "labels": [float(n)]} for n, picture in enumerate(pictures[20:])]
+seen = {}
+for name, checkpoint in (("whole", None), ("resumed", f"{folder}/whole/checkpoint-7")):
+    batches = seen[name] = []
+
+    def collate(samples):
+        batches.append([sample["number"] for sample in samples])
+        task = next(iter(samples[0]["labels"]))
+        return {
+            "pixel_values": torch.stack([sample["pixel_values"] for sample in samples]),
+            "labels": {task: torch.tensor([sample["labels"][task] for sample in samples])},
+        }
+
+    torch.manual_seed(0)
+    model = MetaTransformerForMultiTask(
+        MetaTransformerConfig(**SHAPE, modalities=["image"], heads={"multi_task": {"tasks": TASKS}})
+    )
+    arguments = TrainingArguments(
+        f"{folder}/{name}", per_device_train_batch_size=3, num_train_epochs=2, learning_rate=1e-2,
+        save_strategy="steps", save_steps=7, report_to=[], remove_unused_columns=False, use_cpu=True, disable_tqdm=True,
+    )
+    trainer = MixtureTrainer(
+        model, arguments, train_dataset=TaskMixture({"kind": rows, "size": sizes}), data_collator=collate
+    )
+    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model(f"{folder}/{name}/end")
+with open(f"{folder}/{os.environ['RANK']}.json", "w") as file:
+    json.dump(seen, file)
+torch.distributed.destroy_process_group()  # else its threads may outlive the interpreter, and abort
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_within_an_epoch(tmp_path: Path) -> None:
+    (tmp_path / "resume.py").write_text(RESUME)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    arguments = [*command, str(tmp_path / "resume.py"), str(tmp_path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for rank in range(2):
+        seen = json.loads((tmp_path / f"{rank}.json").read_text())
+        steps = len(seen["whole"]) // 2
+        assert steps < 7 < 2 * steps, "the premise: stopped within the second epoch"
+        assert seen["whole"][:steps] != seen["whole"][steps:]
+        assert seen["resumed"][: len(seen["whole"]) - 7] == seen["whole"][7:]
+    whole, resumed = (load_file(tmp_path / name / "end/model.safetensors") for name in ("whole", "resumed"))
+    for name, weights in whole.items():
+        assert torch.equal(resumed[name], weights), name
