@@ -239,8 +239,8 @@ def _check_needs(source: str, description: Mapping[str, Any]) -> None:
             )
     if model_class(description["architecture"]) is None:
         raise ValueError(
-            f"{source} is of the model class {description['architecture']!r}, which this version of meta_transformer does "
-            "not have; install a newer one."
+            f"{source} is of the model class {description['architecture']!r}, which this version of meta_transformer "
+            "does not have; install a newer one."
         )
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.modeling_utils import local_torch_dtype
 from transformers.utils import ModelOutput
+from transformers.utils.output_capturing import install_all_output_capturing_hooks
 
 from ..configuration import MetaTransformerConfig
 from ..encoder.view import view_of
@@ -237,6 +238,8 @@ def _build(description: Mapping[str, Any], trunk: Any) -> Any:
     model.base_model.encoder = view_of(trunk, config)
     model._add_configured_lora()
     add_adapters(model, description["adapters"])
+    if getattr(model.base_model, "_output_capturing_hooks_installed", False):
+        install_all_output_capturing_hooks(model.base_model)  # the first ones went with the encoder that was taken out
     return model
 
 

@@ -4,6 +4,7 @@
 the trunk starts as it was.
 """
 
+import copy
 from typing import Any
 
 from torch import nn
@@ -68,6 +69,7 @@ def lora_layers(encoder: nn.Module) -> dict[str, Any]:
 def merge_lora(encoder: nn.Module) -> None:
     """Add the adapters to the weights that they stand beside, and take them away."""
     for name, layer in lora_layers(encoder).items():
+        layer.base_layer = copy.deepcopy(layer.base_layer)  # other tasks may run on the same weights
         layer.merge(safe_merge=True)
         encoder.set_submodule(name, layer.get_base_layer())
     del encoder.peft_config

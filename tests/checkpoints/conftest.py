@@ -85,3 +85,18 @@ def make_pair() -> Callable[..., tuple[MetaTransformerForClassification, MetaTra
         return model, processor
 
     return make
+
+
+@pytest.fixture(scope="module")
+def make_on(make_pair: Callable) -> Callable[..., MetaTransformerForClassification]:
+    """Make a classifier as `make_pair` does, whose trunk has the weights of another model's."""
+
+    def make(trunk: Any, modality: str = "image", seed: int = 1, **options: Any) -> Any:
+        model, _ = make_pair(modality, seed, **options)
+        weights = trunk.trunk_parameters()
+        with torch.no_grad():
+            for name, parameter in model.trunk_parameters().items():
+                parameter.copy_(weights[name])
+        return model
+
+    return make

@@ -58,6 +58,10 @@ def read_foreign(name: str | PathLike | nn.Module, **options: Any) -> ForeignChe
         return read_transformers(location, configuration)
     if open_clip := location.json("open_clip_config.json"):
         return read_open_clip(location, open_clip)
+    if location.file("task_pack.json") is not None:
+        raise ValueError(
+            f"{name} is a task pack, which has no trunk; load it onto one: trunk.load_task_pack({name!r})."
+        )
     found = f"its config.json has model_type {model_type!r}" if configuration else "it has no config.json"
     raise location.absence(
         "config.json", f"Cannot tell the layout of the weights in {name}: {found}. Known layouts are: {_LAYOUTS}."
