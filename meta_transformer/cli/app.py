@@ -6,6 +6,7 @@ import typer
 from typer.core import TyperGroup
 
 from .console import console, error_console
+from .demo import demo
 from .embed import embed
 from .evaluate import evaluate, predict
 from .share import convert, info, pack, push
@@ -44,5 +45,5 @@ def options(
         raise typer.Exit
 
 
-for _command in (train, evaluate, predict, embed, info, convert, push, pack):
+for _command in (train, evaluate, predict, embed, info, convert, push, pack, demo):
     app.command()(_command)

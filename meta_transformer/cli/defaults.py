@@ -1,5 +1,6 @@
 """Settings with which each modality trains well on a small trunk, chosen on the validation data of small real sets."""
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from io import BytesIO
 from typing import Any
@@ -10,6 +11,8 @@ from ..registry import MODALITIES
 from ..training.splits import Source
 
 __all__ = ["Defaults", "defaults_for"]
+
+_LOOKED_AT = 8  # samples by which settings are chosen
 
 
 @dataclass
@@ -52,28 +55,26 @@ def _audio(rows: Any) -> Defaults:
     """All mel bins of 80 ms are a token, one every 40 ms, at the rate of the recordings up to 16 kHz."""
     import soundfile
 
-    sample = rows[0]["audio"]
-    if isinstance(sample, dict):
-        sample = BytesIO(sample["bytes"]) if sample.get("bytes") else sample["path"]
-    try:
-        rate = soundfile.info(sample).samplerate
-    except soundfile.SoundFileError as error:
-        raise ValueError(f"cannot read {rows.name(0)} as an audio file: {error}") from error
+    for index in range(min(_LOOKED_AT, len(rows))):
+        sample = rows[index]["audio"]
+        if isinstance(sample, dict):
+            sample = BytesIO(sample["bytes"]) if sample.get("bytes") else sample["path"]
+        with suppress(soundfile.SoundFileError):  # what cannot be read is told later, all of it together
+            rate = soundfile.info(sample).samplerate
+            break
+    else:
+        rate = 16_000
     settings = {"sampling_rate": min(16_000, rate), "num_mel_bins": 64}
     return Defaults(settings, {"patch_size": [64, 8], "stride": [64, 4]}, learning_rate=4e-3)
 
 
 def _side(rows: Any) -> int:
     """Pixels of a side of most of the first pictures, or of the frames of clips, at most 128, in steps of 8."""
-    sides = []
-    for index in range(min(8, len(rows))):
-        raw = rows[index][rows.modality]
-        try:
-            tensors = MODALITIES[rows.modality].processor_class()(raw)
-        except (ValueError, TypeError, OSError) as error:
-            raise ValueError(f"{rows.name(index)}: {error}") from error
-        sides.append(max(next(iter(tensors.values())).shape[-2:]))
-    return int(min(128, max(8, 8 * round(np.median(sides) / 8))))
+    sides, processor = [], MODALITIES[rows.modality].processor_class()
+    for index in range(min(_LOOKED_AT, len(rows))):
+        with suppress(ValueError, TypeError, OSError):
+            sides.append(max(next(iter(processor(rows[index][rows.modality]).values())).shape[-2:]))
+    return int(min(128, max(8, 8 * round(np.median(sides or [64]) / 8))))
 
 
 def _picture(rows: Any) -> Defaults:

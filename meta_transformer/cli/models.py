@@ -10,7 +10,7 @@ from .. import MetaTransformerModel, MetaTransformerProcessor
 from ..modeling import MetaTransformerForTask
 from .runs import RUN_FILE, quiet
 
-__all__ = ["load_model", "load_task", "only_modality", "use_device"]
+__all__ = ["is_pack", "load_model", "load_task", "only_modality", "use_device"]
 
 
 def load_task(name: str, encoder: str | None = None) -> tuple[Any, MetaTransformerProcessor, dict[str, Any]]:
@@ -49,12 +49,19 @@ def load_model(name: str) -> Any:
         ValueError: It is no model of this package.
     """
     quiet()
+    if is_pack(name):
+        raise ValueError(f"{name} is a task pack; name its trunk by --encoder.")
     word = (AutoConfig.from_pretrained(name).architectures or [""])[0]
     classes: Any = [MetaTransformerModel, *MetaTransformerForTask.__subclasses__()]
     found = next((each for each in classes if each.__name__ == word), None)
     if found is None:
         raise ValueError(f"{name} holds {word or 'no model'}, not one of {[each.__name__ for each in classes]}.")
     return found.from_pretrained(name).eval()
+
+
+def is_pack(name: str) -> bool:
+    """Whether a folder holds a task pack."""
+    return (Path(name) / "task_pack.json").is_file()
 
 
 def use_device(model: Any) -> Any:

@@ -17,8 +17,9 @@ from .batches import device_of, read_batches, to_device
 from .console import pairs, print_rows, progress, say
 from .models import load_task, only_modality
 
-__all__ = ["predict_files", "rows_of"]
+__all__ = ["PROBABILITY", "predict_files", "records_of", "rows_of"]
 
+PROBABILITY = "probability of "  # in front of the name of a class, a column
 _SHOWN = 20
 _ENDINGS = (".csv", ".jsonl", ".parquet")
 # Modalities of which a table may be one sample.
@@ -72,7 +73,7 @@ def predict_files(
             problems += [f"{rows.name(number)}: {error}" for number, error in errors]
             if batch is not None:
                 for number, found in zip(numbers, _predict(model, batch), strict=True):
-                    records += _records(rows.name(number), found, processor)
+                    records += records_of(rows.name(number), found, processor)
             bar.advance(task, len(numbers) + len(errors))
     _show(records, model.head_name)
     if output is not None:
@@ -134,7 +135,7 @@ def _predict(model: Any, batch: dict[str, Any]) -> list[Any]:
     return model.post_process(model(**to_device(batch, device_of(model))))
 
 
-def _records(name: str, found: Any, processor: Any) -> Iterator[dict[str, Any]]:
+def records_of(name: str, found: Any, processor: Any) -> Iterator[dict[str, Any]]:
     """Flat records of one sample: one, or one for each step of a forecast."""
     if isinstance(found, dict) and "forecast" in found:
         series = processor.time_series
@@ -146,7 +147,7 @@ def _records(name: str, found: Any, processor: Any) -> Iterator[dict[str, Any]]:
         yield {"path": name, **found}
     elif found and isinstance(found[0], dict) and "score" in found[0]:
         best = {"prediction": found[0]["label"], "probability": found[0]["score"]}
-        scores = {f"probability of {each['label']}": each["score"] for each in found}
+        scores = {f"{PROBABILITY}{each['label']}": each["score"] for each in found}
         yield {"path": name, **best, **dict(sorted(scores.items()))}
     else:
         raise ValueError("predict knows classes, numbers and forecasts; for other tasks use model.post_process.")

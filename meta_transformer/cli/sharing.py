@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from .. import MetaTransformerModel, MetaTransformerProcessor, __version__
+from ..checkpoints.task_pack_files import read_pack
 from ..registry import HEADS, MODALITIES
 from .console import print_rows, say
-from .models import load_model, load_task
+from .models import is_pack, load_model, load_task
 from .runs import RESULTS_FILE, parameter_rows, quiet
 
 __all__ = ["convert_weights", "describe", "describe_package", "make_pack", "push_model"]
@@ -50,6 +51,9 @@ def describe(name: str) -> None:
         ValueError: There is neither.
     """
     quiet()
+    if is_pack(name):
+        _describe_pack(name)
+        return
     model = load_model(name)
     config = model.config
     labels = ", ".join(config.id2label.values()) if getattr(model, "head_name", "") == "classification" else "-"
@@ -64,6 +68,21 @@ def describe(name: str) -> None:
     ]
     print_rows(name, ("", ""), rows)
     print_rows("Parameters", ("part", "trained", "frozen"), parameter_rows(model))
+    _list_files(name)
+
+
+def _describe_pack(name: str) -> None:
+    description, tensors = read_pack(name, {})
+    config, trunk = description["config"], description["trunk"]
+    rows = [
+        ("task pack of", description["architecture"]),
+        ("modalities", ", ".join(config["modalities"])),
+        ("labels", ", ".join((config["id2label"] or {}).values()) if "classification" in config["heads"] else "-"),
+        ("parameters", f"{sum(each.numel() for each in tensors.values()):,}"),
+        ("trunk", trunk["name"] or "random"),
+        ("fingerprint", trunk["fingerprint"]),
+    ]
+    print_rows(name, ("", ""), rows)
     _list_files(name)
 
 

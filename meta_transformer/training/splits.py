@@ -203,7 +203,7 @@ def read_series(path: Path, time_column: str | None = None) -> tuple[Any, list[s
         raise ValueError(f"{path} holds {len(tables)} tables; name the one of the series.")
     frame = read_table(tables[0], "time_series")
     splits = [split_word(each, str(path)) for each in frame.pop("split")] if "split" in frame.columns else None
-    words = [name for name in frame.columns if not np.issubdtype(frame[name].dtype, np.number)]
+    words = [name for name in frame.columns if frame[name].dtype.kind not in "iufb"]
     time = time_column or (words[0] if words else None)
     if time is not None and time not in frame.columns:
         raise ValueError(f"{path} has no column {time!r}; it has {list(frame.columns)}. Name the column of time.")
