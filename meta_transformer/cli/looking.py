@@ -142,7 +142,7 @@ def draw_tokens(sequence: TokenSequence, encoded: TokenSequence) -> "Figure":
     figure = Figure(figsize=(8, 4), layout="constrained")
     for number, (title, own) in enumerate((("tokens", sequence), ("encoded", encoded)), start=1):
         real = slice(None) if own.mask is None else own.mask[0, segment.columns].bool().cpu()
-        tokens = own.embeddings[0, segment.columns].float().cpu()
+        tokens = own.embeddings[0, segment.columns].detach().float().cpu()
         colours = np.ones((len(tokens), 3))
         colours[real] = token_colours(tokens[real])
         _draw(figure, number, segment, colours)
@@ -154,7 +154,7 @@ def _draw(figure: Any, number: int, segment: Segment, colours: np.ndarray) -> No
     layout = segment.layout
     if isinstance(layout, PointLayout):
         axes = figure.add_subplot(1, 2, number, projection="3d")
-        centres = layout.stages[-1].centres[0].float().cpu().numpy()
+        centres = layout.stages[-1].centres[0].detach().float().cpu().numpy()
         axes.scatter(*centres.T, c=colours, s=30)
         return
     axes = figure.add_subplot(1, 2, number)

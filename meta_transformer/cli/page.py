@@ -64,7 +64,7 @@ def make_page(lookers: list[Looker]) -> Any:
         model.change(choose, model, [file, typed])
         inputs, outputs = [model, file, typed], [tokens, prediction, near, pictures]
         button.click(look, inputs, outputs, api_name="look")
-        file.upload(look, inputs, outputs, api_name=False)
+        file.upload(look, inputs, outputs, api_visibility="private")
     return page
 
 
