@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from transformers.utils.hub import extract_commit_hash
 
 from ..configuration import MetaTransformerConfig
 from ..registry import MODALITIES
@@ -71,7 +72,7 @@ class LoadingMixin(Model):
             OSError: Neither a folder nor a repository that can be reached.
         """
         name: Any = pretrained_model_name_or_path
-        lora = None
+        lora, options = None, {}
         if name is not None:
             if not isinstance(name, nn.Module):
                 refuse_unfinished(name, kwargs.get("subfolder"))
@@ -79,7 +80,7 @@ class LoadingMixin(Model):
             foreign = read_foreign(name, **options)
             if foreign is not None:
                 kwargs = {key: value for key, value in kwargs.items() if key not in HUB_OPTIONS}
-                return cls._from_foreign(foreign, *args, **kwargs)
+                return _note_revision(cls._from_foreign(foreign, *args, **kwargs), name, options)
             _check_native(str(name), options)
             kwargs["use_safetensors"] = True  # else a pickle would do
             if Location(str(name), options).file("config.json") is not None:  # else an adapter of PEFT's
@@ -98,7 +99,7 @@ class LoadingMixin(Model):
             model._apply_freezing()
         else:
             model.freeze_encoder("lora", **lora)
-        return loaded
+        return loaded if name is None else _note_revision(loaded, name, options)
 
     @classmethod
     def _from_foreign(
@@ -131,6 +132,15 @@ class LoadingMixin(Model):
         else:
             model.freeze_encoder("lora", **lora)
         return (model, info) if output_loading_info else model
+
+
+def _note_revision(loaded: Any, name: Any, options: dict[str, Any]) -> Any:
+    """Keep the commit that the files are of, which task packs name; of a model that may come with a report."""
+    model = loaded[0] if isinstance(loaded, tuple) else loaded
+    if not isinstance(name, nn.Module) and not Path(name).exists():
+        path = Location(str(name), {**options, "local_files_only": True}).file("config.json")
+        model.config._commit_hash = extract_commit_hash(str(path), None)
+    return loaded
 
 
 def _take_lora(asked: dict[str, Any]) -> dict[str, Any] | None:

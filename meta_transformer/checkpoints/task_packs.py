@@ -35,8 +35,15 @@ else:
 
 __all__ = ["TaskPackMixin"]
 
-# How the trunk computes, which it decides for all of its task packs.
-_EXECUTION = ("attention_dropout", "drop_path_rate", "packing", "encoder_name_or_path")
+# How the trunk computes and where it came from, which is the same for all of its task packs.
+_OF_THE_TRUNK = (
+    "attention_dropout",
+    "drop_path_rate",
+    "packing",
+    "encoder_name_or_path",
+    "name_or_path",
+    "_commit_hash",
+)
 
 
 class TaskPackMixin(Model):
@@ -224,8 +231,8 @@ def _build(description: Mapping[str, Any], trunk: Any) -> Any:
     """The model of a pack around a trunk, its own parts allocated but not filled."""
     weight = next(iter(trunk.trunk_parameters().values()))
     config = MetaTransformerConfig.from_dict(description["config"])
-    for field in _EXECUTION:
-        setattr(config, field, getattr(trunk.config, field))
+    for field in _OF_THE_TRUNK:
+        setattr(config, field, getattr(trunk.config, field, None))
     config.freeze_encoder = True if config.lora is None else "lora"
     config._attn_implementation, config.dtype = trunk.config._attn_implementation, weight.dtype
     with local_torch_dtype(weight.dtype), torch.device("meta"), init.meta_device_safe_creation_ops():
