@@ -1,0 +1,91 @@
+"""Fine-tune on your own samples of any modality: classes, or numbers with `--task regression`.
+
+    python examples/run_classification.py --data clips/ --modality audio --output_dir outputs/clips
+    python examples/run_classification.py --data house_prices.csv --modality tabular --task regression --label price
+    python examples/run_classification.py settings.yaml
+
+`--data` is a folder `<class>/<file>` or `<split>/<class>/<file>`; a CSV, TSV or Parquet file with the columns path,
+label and, if need be, split; a table whose rows are the samples (`tabular`, columns of `text`, `smiles` of `graph`); or
+the name of a set of `datasets`. Without splits 15 % are drawn for validation and 15 % for test.
+
+A tokenizer and a head are trained in front of and behind a frozen trunk: `--encoder` names a pretrained one. The best
+epoch on validation data is measured once on test data. The same command goes on where a run was killed. `--output_dir`
+gets the model with its processor and card, and `all_results.json`.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from run_shared import DataArguments, ModelArguments, build, limited, parse_for_trainer, remember, train
+from transformers import set_seed
+
+from meta_transformer import MetaTransformerProcessor
+from meta_transformer.cli.defaults import defaults_for
+from meta_transformer.training import balanced_class_weights
+from meta_transformer.training.splits import Source, read_source
+
+
+@dataclass
+class ClassificationArguments(DataArguments):
+    """What the samples and their labels are."""
+
+    modality: str = field(default="image", metadata={"help": "What the samples are, such as audio."})
+    task: str = field(default="classification", metadata={"choices": ["classification", "regression"]})
+    label: str | None = field(
+        default=None, metadata={"help": "Column of the label; of regression several, with commas."}
+    )
+    column: str | None = field(default=None, metadata={"help": "Column of the samples."})
+    class_weights: str | None = field(
+        default=None, metadata={"help": "balanced: rare classes count more.", "choices": ["balanced"]}
+    )
+
+
+def head_options(arguments: ClassificationArguments, source: Source) -> dict[str, Any]:
+    """What the head has to know of the labels that are learned from.
+
+    Raises:
+        ValueError: Class weights for numbers.
+    """
+    labels = source.splits["train"].labels
+    if arguments.task == "regression":
+        if arguments.class_weights:
+            raise ValueError("--class_weights is for classification; leave it out with --task regression.")
+        values = labels.reshape(len(labels), -1)
+        spread = values.std(axis=0)
+        return {
+            "num_targets": values.shape[1],
+            "target_names": source.targets,
+            "target_mean": values.mean(axis=0).tolist(),
+            "target_std": np.where(spread > 0, spread, 1).tolist(),
+        }
+    if arguments.class_weights:
+        return {"class_weights": balanced_class_weights(labels, len(source.classes or ()))}
+    return {}
+
+
+def prepare(
+    model_arguments: ModelArguments, data: ClassificationArguments, seed: int
+) -> tuple[Any, MetaTransformerProcessor, dict[str, Any]]:
+    """The model, its processor, and the splits."""
+    source = read_source(data.data, data.modality, task=data.task, label=data.label, column=data.column, seed=seed)
+    source.splits = limited(source.splits, data, seed)
+    defaults = defaults_for(data.modality, data.task, source, 0, 0)
+    head = head_options(data, source)
+    sources, settings = {data.modality: source}, {data.modality: defaults}
+    model, processor = build(model_arguments, data.task, sources, settings, head=head, id2label=source.id2label)
+    return model, processor, source.splits
+
+
+def main() -> None:
+    model_arguments, data, arguments = parse_for_trainer(__doc__, ClassificationArguments, metric="accuracy")
+    if data.task == "regression" and arguments.metric_for_best_model == "accuracy":
+        arguments.metric_for_best_model, arguments.greater_is_better = "rmse", False
+    remember(str(arguments.output_dir), model_arguments, data, seed=arguments.seed)
+    set_seed(arguments.seed)
+    model, processor, splits = prepare(model_arguments, data, arguments.seed)
+    train(model, processor, splits, arguments, model_arguments.call)
+
+
+if __name__ == "__main__":
+    main()
