@@ -64,6 +64,7 @@ def describe(model: Any) -> dict[str, Any]:
     config = json.loads(model.config.to_json_string())
     name = _trunk_name(model.config)
     config["encoder_name_or_path"] = name
+    config["heads"] = {head: options for head, options in config["heads"].items() if head == _head(model)}
     return {
         "format": "meta_transformer task pack",
         "version": _VERSION,
@@ -211,12 +212,16 @@ def _dtype(model: Any) -> str:
     return str(next(iter(model.trunk_parameters().values())).dtype).removeprefix("torch.")
 
 
+def _head(model: Any) -> str | None:
+    return getattr(model, "head_name", None)
+
+
 def _needs(model: Any) -> list[dict[str, str]]:
     """What a pack needs from outside this package, and the modules that bring it."""
     entries: list[tuple[str, str, type]] = [
         ("modality", name, MODALITIES[name].tokenizer_class) for name in model.config.modalities
     ]
-    if head := getattr(model, "head_name", None):
+    if head := _head(model):
         entries.append(("head", head, HEADS[head].head_class))
     entries.append(("model class", type(model).__name__, type(model)))
     return [

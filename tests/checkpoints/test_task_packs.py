@@ -170,6 +170,12 @@ def test_tokenizers_alone_are_a_pack_too(trunk, digits, tmp_path):
     assert_close(pack.get_features(**batch_for(digits)), digits.get_features(**batch_for(digits)), rtol=0, atol=0)
 
 
+def test_options_of_heads_that_the_task_has_not_stay_behind(digits, trunk, tmp_path):
+    digits.config.heads = {**digits.config.heads, "regression": {}}
+    digits.save_task_pack(tmp_path / "digits")
+    assert list(trunk.load_task_pack(tmp_path / "digits").config.heads) == ["classification"]
+
+
 def test_names_are_the_last_part_and_can_be_chosen_and_freed(trunk, digits, tmp_path):
     digits.save_task_pack(tmp_path / "digits")
     trunk.load_task_pack(tmp_path / "digits")
