@@ -92,7 +92,7 @@ def _farthest_points_in_torch(points: Tensor, mask: Tensor, start: Tensor, count
     nearest = torch.full_like(axes[0], torch.inf).masked_fill_(~mask, -1)  # to any chosen point, squared
     squares = torch.empty_like(axes)
     distance, second, third = squares
-    chosen = start.new_empty(len(points), count)
+    chosen = start.new_empty(points.shape[0], count)
     last = start[:, None]
     for step in range(count):
         chosen[:, step : step + 1] = last
@@ -131,7 +131,7 @@ def _(points: Tensor, mask: Tensor, start: Tensor, count: int) -> Tensor:
 
 @_farthest_points.register_fake
 def _(points: Tensor, mask: Tensor, start: Tensor, count: int) -> Tensor:
-    return start.new_empty(len(points), count)
+    return start.new_empty(points.shape[0], count)
 
 
 def _nearest_points_in_torch(centres: Tensor, points: Tensor, mask: Tensor, count: int) -> Tensor:
@@ -141,7 +141,7 @@ def _nearest_points_in_torch(centres: Tensor, points: Tensor, mask: Tensor, coun
     rows = min(centres.shape[1], max(1, _PAIRS_AT_ONCE // max(1, mask.numel())))
     # The bits of floats that are not negative have the order of the floats. With the index below them no two keys are
     # equal, so that which of two equally near points is taken does not depend on how `topk` goes about it.
-    keys = torch.arange(points.shape[1], device=points.device).repeat(len(points), rows, 1)
+    keys = torch.arange(points.shape[1], device=points.device).repeat(points.shape[0], rows, 1)
     for part, result in zip(centres.split(rows, dim=1), found.split(rows, dim=1), strict=True):
         own = keys[:, : part.shape[1]]
         first, second, third = (torch.sub(part[:, :, None, axis], axes[axis, :, None]).square_() for axis in range(3))

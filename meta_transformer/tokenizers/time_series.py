@@ -214,7 +214,7 @@ class TimeSeriesTokenizer(ModalityTokenizer):
 
     def _check(self, values: Tensor, observed: Tensor | None, features: Tensor | None) -> None:
         shape, channels = tuple(values.shape), self.config.num_channels
-        if len(shape) != 3 or shape[1] == 0 or shape[2] == 0 or channels not in (None, shape[2]):
+        if len(shape) != 3 or shape[1] == 0 or shape[2] == 0 or (channels is not None and channels != shape[2]):
             raise ValueError(
                 f"past_values must have shape (batch, steps, {channels or 'channels'}), got {shape}. Make them with "
                 f"TimeSeriesProcessor(num_channels={channels}), or make the tokenizer with your num_channels."
