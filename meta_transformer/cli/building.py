@@ -11,6 +11,7 @@ from transformers import EarlyStoppingCallback, TrainingArguments
 from .. import MetaTransformerConfig, MetaTransformerProcessor
 from ..modeling import MetaTransformerForTask
 from ..registry import MODALITIES
+from ..training import balanced_class_weights
 from ..training.splits import Source
 from .batches import check_rows
 from .console import pairs, say
@@ -86,9 +87,15 @@ def make_processor(settings: TrainSettings, source: Source, defaults: Defaults) 
             pretrained = MetaTransformerProcessor.from_pretrained(settings.encoder)
         except (ValueError, OSError):  # weights alone: the defaults do
             pretrained = None
-        if pretrained and modality in pretrained.processors and not own:
+        known = pretrained.processors if pretrained else {}
+        if modality in known:
             defaults.tokenizer, defaults.fit = {}, False
-            return MetaTransformerProcessor(**{modality: pretrained.processors[modality]})
+            return MetaTransformerProcessor(
+                **{modality: known[modality].from_dict({**known[modality].to_dict(), **own})}
+            )
+        if "image" in known:  # whose patches other kinds of pictures inherit, unless convolutions come before them
+            for name in ("patch_embedding", "stem_depth"):
+                defaults.tokenizer.pop(name, None)
     processor: Any = MODALITIES[modality].processor_class(**{**defaults.processor, **own})
     if defaults.fit:
         samples: Any = (rows[index][modality] for index in range(len(rows)))
@@ -135,8 +142,7 @@ def make_model(settings: TrainSettings, source: Source, processor: MetaTransform
             "target_std": np.where(spread > 0, spread, 1).tolist(),
         }
     if settings.class_weights:
-        counts = np.bincount(labels, minlength=len(source.classes or ()))
-        head["class_weights"] = (len(labels) / (len(counts) * counts.clip(1))).tolist()
+        head["class_weights"] = balanced_class_weights(labels.tolist(), len(source.classes or ()))
     options = {**processor.tokenizer_configs()[settings.modality], **defaults.tokenizer}
     config: dict[str, Any] = {
         "modalities": {settings.modality: {**options, **pairs(settings.tokenizer, "--tokenizer")}},

@@ -14,7 +14,7 @@ import transformers
 from transformers import set_seed
 
 from ..registry import MODALITIES
-from ..training import DataCollatorForMetaTransformer
+from ..training import DataCollatorForMetaTransformer, last_checkpoint
 from ..training.splits import Source, read_source
 from .batches import check_rows, evaluate_rows
 from .building import METRICS, SIZES, TrainSettings, make_model, make_processor, make_trainer
@@ -119,7 +119,7 @@ def _train(settings: TrainSettings, source: Source) -> int:
     set_seed(settings.seed)
     defaults = defaults_for(settings.modality, settings.task, source, settings.look_back, settings.horizon)
     processor, call = make_processor(settings, source, defaults), pairs(settings.call, "--call")
-    checkpoint = _last_checkpoint(folder / "trainer")
+    checkpoint = last_checkpoint(folder / "trainer")
     if settings.check and checkpoint is None:
         check_rows(source.splits, processor, call)
     model = make_model(settings, source, processor, defaults)
@@ -158,15 +158,6 @@ def _train(settings: TrainSettings, source: Source) -> int:
     report(results)
     say(f"Written to {folder}: the model with its processor and card, {RESULTS_FILE}, {picture.name}")
     return 0
-
-
-def _last_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint that was not being written when the run was killed; later, unfinished ones are deleted."""
-    whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json") if path.stat().st_size]
-    for path in folder.glob("checkpoint-*"):
-        if path not in whole:
-            shutil.rmtree(path)
-    return str(max(whole, key=lambda path: int(path.name.partition("-")[2]))) if whole else None
 
 
 def parameter_rows(model: Any) -> list[tuple[str, str, str]]:

@@ -1,11 +1,13 @@
 """A small trunk, a finished run, and the command line in this process."""
 
+import json
 import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from meta_transformer import MetaTransformerConfig, MetaTransformerModel
@@ -35,6 +37,20 @@ def trunk(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A folder with a trunk for tests."""
     folder = tmp_path_factory.mktemp("trunk")
     MetaTransformerModel(MetaTransformerConfig(**TINY)).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def timm_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Weights of a small vision transformer of timm's, as they lie on the hub."""
+    import timm
+
+    folder = tmp_path_factory.mktemp("timm")
+    options = {"img_size": 32, "embed_dim": 32, "depth": 2, "num_heads": 2}
+    preprocessing = {"input_size": [3, 32, 32], "mean": [0.4] * 3, "std": [0.2] * 3, "interpolation": "bicubic"}
+    description = {"architecture": "vit_tiny_patch16_224", "num_classes": 1000, "model_args": options}
+    (folder / "config.json").write_text(json.dumps({**description, "pretrained_cfg": preprocessing}))
+    save_file(timm.create_model("vit_tiny_patch16_224", **options).state_dict(), folder / "model.safetensors")
     return str(folder)
 
 

@@ -1,7 +1,6 @@
 """`info`, `convert`, `push` and `pack`."""
 
 import pandas as pd
-import pytest
 
 from meta_transformer import MetaTransformerModel, MetaTransformerProcessor
 from meta_transformer.registry import list_heads, list_modalities
@@ -40,25 +39,9 @@ def test_a_pack_without_its_trunk_is_refused(run, trained, tmp_path):
     assert "--encoder" in run(f"predict {tmp_path / 'pack'} meow", code=1)
 
 
-def test_convert_makes_a_folder_of_ours_with_the_same_weights(run, tmp_path):
-    timm = pytest.importorskip("timm")
-    import json
-
-    import safetensors.torch
-
-    source = timm.create_model("vit_tiny_patch16_224", img_size=32, embed_dim=32, depth=2, num_heads=2)
-    (tmp_path / "source").mkdir()
-    options = {"img_size": 32, "embed_dim": 32, "depth": 2, "num_heads": 2}
-    description = {
-        "architecture": "vit_tiny_patch16_224",
-        "num_classes": 1000,
-        "model_args": options,
-        "pretrained_cfg": {"input_size": [3, 32, 32], "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic"},
-    }
-    (tmp_path / "source" / "config.json").write_text(json.dumps(description))
-    safetensors.torch.save_file(source.state_dict(), tmp_path / "source" / "model.safetensors")
-    said = run(f"convert {tmp_path / 'source'} {tmp_path / 'ours'}")
-    expected = MetaTransformerModel.from_pretrained(str(tmp_path / "source")).encoder_fingerprint()
+def test_convert_makes_a_folder_of_ours_with_the_same_weights(run, timm_folder, tmp_path):
+    said = run(f"convert {timm_folder} {tmp_path / 'ours'}")
+    expected = MetaTransformerModel.from_pretrained(timm_folder).encoder_fingerprint()
     assert expected in said
     assert MetaTransformerModel.from_pretrained(tmp_path / "ours").encoder_fingerprint() == expected
     assert list(MetaTransformerProcessor.from_pretrained(tmp_path / "ours").processors) == ["image"]

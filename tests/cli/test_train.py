@@ -7,7 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from meta_transformer import MetaTransformerForClassification, MetaTransformerForForecasting, MetaTransformerProcessor
+from meta_transformer import (
+    MetaTransformerForClassification,
+    MetaTransformerForForecasting,
+    MetaTransformerModel,
+    MetaTransformerProcessor,
+)
 from meta_transformer.registry import list_modalities
 from tests.support.sample_files import write_samples
 
@@ -107,6 +112,18 @@ def test_presets_of_freezing_reach_the_trunk(run, texts, tmp_path):
     said = run(f"train {texts} -m text -o {tmp_path / 'run'} --epochs 1 --freeze layernorm --batch-size 8")
     (encoder,) = [line.split() for line in said.splitlines() if line.strip().startswith("encoder")]
     assert encoder[1] == f"{(4 * 2 + 1) * 2 * 192:,}"  # of two norms in each of four blocks, and the last one
+
+
+@pytest.mark.parametrize("modality", ["image", "xray"])
+def test_pictures_keep_the_patches_of_a_pretrained_trunk(modality, run, timm_folder, tmp_path):
+    data, _ = write_samples(modality, tmp_path)
+    run(f"train {data} -m {modality} -o {tmp_path / 'run'} --encoder {timm_folder} --epochs 1 --batch-size 4")
+    config = MetaTransformerForClassification.from_pretrained(tmp_path / "run").config
+    assert config.modalities[modality].patch_embedding == "linear"
+    expected = MetaTransformerModel.from_pretrained(timm_folder).encoder_fingerprint()
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["encoder_fingerprint"] == expected
+    if modality == "image":
+        assert MetaTransformerProcessor.from_pretrained(tmp_path / "run").image.image_mean == [0.4] * 3
 
 
 def test_regression_is_measured_in_the_units_of_the_table(run, trunk, tmp_path):
