@@ -90,9 +90,8 @@ def make_processor(settings: TrainSettings, source: Source, defaults: Defaults) 
         known = pretrained.processors if pretrained else {}
         if modality in known:
             defaults.tokenizer, defaults.fit = {}, False
-            return MetaTransformerProcessor(
-                **{modality: known[modality].from_dict({**known[modality].to_dict(), **own})}
-            )
+            merged: Any = known[modality].from_dict({**known[modality].to_dict(), **own})
+            return MetaTransformerProcessor(**{modality: merged})
         if "image" in known:  # whose patches other kinds of pictures inherit, unless convolutions come before them
             for name in ("patch_embedding", "stem_depth"):
                 defaults.tokenizer.pop(name, None)
