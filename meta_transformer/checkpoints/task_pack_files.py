@@ -183,7 +183,7 @@ def check_trunk(source: str, description: Mapping[str, Any], model: Any, *, chec
     if _dtype(model) != trunk["dtype"]:
         remedy = (
             f"This one is in {_dtype(model)}, that one in {trunk['dtype']}, and the same weights in another type have "
-            f"another fingerprint: load it with dtype=torch.{trunk['dtype']}. If they are the same but for that"
+            f"another fingerprint: load it with dtype=torch.{trunk['dtype']}"
         )
     raise ValueError(
         f"{source} was trained on another trunk: {its_name}, fingerprint {trunk['fingerprint'][:12]}; this is "

@@ -77,8 +77,7 @@ class TaskPackMixin(Model):
         """
         card = {"processor": processor, "metrics": metrics, "license": license, "tags": tags}
         description = self._describe_pack(card)
-        if (Path(folder) / "config.json").is_file():
-            raise ValueError(f"{folder} holds a whole checkpoint; save the task pack into a folder of its own.")
+        _refuse_checkpoint(folder, (Path(folder) / "config.json").is_file())
         if self.should_save_on_this_rank(True):
             self._save_pack(Path(folder), card, description)
 
@@ -104,11 +103,13 @@ class TaskPackMixin(Model):
 
         Raises:
             TypeError: As of `save_task_pack`.
-            ValueError: As of `save_task_pack`.
+            ValueError: As of `save_task_pack`, or the repository holds a whole checkpoint.
         """
         card = {"processor": processor, "metrics": metrics, "license": license, "tags": tags}
         description = self._describe_pack(card)  # or refuse, before a repository is made
         repository = Repository(repo_id, private=private, token=token, revision=revision, create_pr=create_pr)
+        present = repository.api.list_repo_files(repository.name, revision=revision)
+        _refuse_checkpoint(repository.name, "config.json" in present)
         with TemporaryDirectory() as folder:
             files = self._save_pack(Path(folder), card, description, repository)
             return repository.upload(
@@ -225,6 +226,11 @@ class TaskPackMixin(Model):
             raise ValueError(
                 f"There is no task pack {unknown[0]!r}; loaded are {list(self.task_packs)}. Load it by load_task_pack."
             )
+
+
+def _refuse_checkpoint(target: Any, present: bool) -> None:
+    if present:
+        raise ValueError(f"{target} holds a whole checkpoint; give the task pack a folder or repository of its own.")
 
 
 def _build(description: Mapping[str, Any], trunk: Any) -> Any:

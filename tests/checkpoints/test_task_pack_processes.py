@@ -36,10 +36,12 @@ with torch.no_grad():
     result["logits"] = again(**batch).logits.tolist()
     result["branch"] = [branch(**batch).logits.tolist(), older(**batch).logits.tolist()]
 result["names"] = list(trunk.task_packs)
-try:
-    trunk.load_task_pack("someone/trunk")
-except ValueError as error:
-    result["whole"] = str(error)
+result["whole"] = []
+for call in (trunk.load_task_pack, pack.push_task_pack):
+    try:
+        call("someone/trunk")
+    except ValueError as error:
+        result["whole"].append(str(error))
 """
 
 
@@ -85,8 +87,11 @@ def test_the_trunks_name_and_revision_are_in_the_description(hub, session):
     assert trunk["revision"] == session["trunk revision"] is not None
 
 
-def test_a_whole_checkpoint_on_the_hub_is_no_pack(session):
-    assert "is a whole checkpoint, not a task pack" in session["whole"]
+def test_a_whole_checkpoint_on_the_hub_is_no_pack_and_none_is_put_beside_it(hub, session):
+    loading, pushing = session["whole"]
+    assert "is a whole checkpoint, not a task pack" in loading
+    assert "someone/trunk holds a whole checkpoint" in pushing
+    assert "task_pack.json" not in hub.files("someone/trunk", "main")
 
 
 def test_the_snippet_of_the_card_runs(hub, session, run_python):
