@@ -1,16 +1,18 @@
-"""How a sequence goes through the trunk: as the padded batch that it is, or packed."""
+"""How a sequence goes through the trunk, padded or packed, and a gradient back through a model that is sharded."""
 
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedConfig
 
 from .encoder.bottleneck import Exchange
 from .encoder.packing import Packing, has_variable_length
 from .sequence import TokenSequence
 
-__all__ = ["block_numbers", "make_exchange", "make_packing"]
+__all__ = ["block_numbers", "make_exchange", "make_packing", "through_all_weights"]
 
 
 def block_numbers(sequence: TokenSequence) -> Tensor | None:
@@ -75,3 +77,19 @@ def make_exchange(sequence: TokenSequence, packing: Packing | None, config: PreT
     if sequence.mask is not None:
         present = sequence.mask[:, classes].bool()
     return Exchange(places if packing is None else packing.packed_places(places), present, settings.bottleneck_layer)
+
+
+def through_all_weights(model: nn.Module, loss: Tensor) -> Tensor:
+    """The loss, of which every weight of a model under FSDP2 has a gradient: zero where the batch does not use it.
+
+    FSDP2 has the processes exchange the gradients that there are. A process whose batch lacks a modality has none for
+    its tokenizer, and would wait for what the others do not send.
+    """
+    if not isinstance(model, FSDPModule) or not loss.requires_grad:
+        return loss
+    return loss + 0 * sum(each.flatten()[:1].float().sum() for each in model.parameters() if _is_whole(each))
+
+
+def _is_whole(parameter: nn.Parameter) -> bool:
+    """Whether a parameter trains and is at hand; those of blocks, which every batch uses, are shards again by now."""
+    return parameter.requires_grad and not isinstance(parameter, DTensor)

@@ -1,5 +1,6 @@
 """What of the trunk trains: one mechanism for all models, kept in the configuration."""
 
+import json
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -32,7 +33,7 @@ class FreezingMixin(Model):
 
         Raises:
             ImportError: `"lora"` without peft.
-            TypeError: Options without `"lora"`, or some that `LoraConfig` does not know.
+            TypeError: Options without `"lora"`, some that `LoraConfig` does not know, or that JSON cannot store.
             ValueError: No preset, more blocks than there are, options that reach beyond the adapters, or others than
                 those of the adapters that the model has.
         """
@@ -46,6 +47,7 @@ class FreezingMixin(Model):
                     f"the trunk has adapters with the options {self.config.lora}, got {lora}; leave the options out, "
                     "or take the adapters in by merge_lora() first."
                 )
+            _check_json(lora)
             add_lora(encoder, lora)
             self.config.lora = lora
         self.config.freeze_encoder = preset
@@ -105,3 +107,13 @@ class FreezingMixin(Model):
         encoder: Any = self.base_model.encoder
         hook = encoder.pre_layernorm.register_forward_hook(lambda module, args, output: output.requires_grad_(True))
         self._require_grads_hooks = [hook]
+
+
+def _check_json(options: dict[str, Any]) -> None:
+    """Refuse now what would keep the configuration from being saved after training."""
+    try:
+        json.dumps(options)
+    except TypeError as error:
+        raise TypeError(
+            f"options of adapters must be numbers, text, lists or dicts, got {options}: {error}."
+        ) from error

@@ -28,7 +28,7 @@ from .encoder import MetaTransformerEncoder
 from .encoder.attention import SelfAttention
 from .encoder.layer import MetaTransformerLayer
 from .encoder.lora import init_lora
-from .execution import block_numbers, make_exchange, make_packing
+from .execution import block_numbers, make_exchange, make_packing, through_all_weights
 from .freezing import FreezingMixin
 from .fusion import AbsentTokens, ModalityEmbeddings, align, count_samples, drop_modalities, fill_absent, join
 from .heads.metrics import TaskMetrics
@@ -312,6 +312,8 @@ class MetaTransformerForTask(MetaTransformerPreTrainedModel):
             shown.append("hidden_states")
         parts, encoded = self.encode_parts(**inputs)
         output = self.predict(parts, labels, num_items_in_batch, **own)
+        if output.get("loss") is not None:
+            output["loss"] = through_all_weights(self, output["loss"])
         for name in shown:
             traces = {part: each[name] for part, each in encoded.items() if each.get(name) is not None}
             if traces:

@@ -173,6 +173,13 @@ def test_adapters_compute_what_the_paper_says() -> None:
     assert_close(layer(x), x @ layer.weight.T + layer.bias + 12 / 4 * x @ a.T @ b.T)
 
 
+def test_adapters_train_whatever_the_preset() -> None:
+    model = adapted()
+    for preset in ("all", "last_1", "none"):
+        model.freeze_encoder(preset)
+        assert all(parameter.requires_grad for name, parameter in model.named_parameters() if ".lora_" in name)
+
+
 def test_adapters_are_saved_and_loaded_with_the_whole_model(tmp_path: Path) -> None:
     model = adapted(target_modules=["q_proj", "fc2"])
     train_a_step(model)
@@ -240,6 +247,7 @@ def test_wrong_options_of_adapters_are_refused_and_change_nothing() -> None:
     model = make_model()
     for error, message, options in (
         (TypeError, "rank", {"rank": 4}),
+        (TypeError, "must be numbers, text, lists or dicts", {"target_modules": {"q_proj"}}),
         (ValueError, "takes no modules_to_save", {"modules_to_save": ["head"]}),
         (ValueError, "takes no init_lora_weights='pissa'", {"init_lora_weights": "pissa"}),
         (ValueError, "nothing_like_it", {"target_modules": ["nothing_like_it"]}),
