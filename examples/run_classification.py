@@ -17,8 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from run_shared import DataArguments, ModelArguments, build, limited, parse_for_trainer, remember, train
-from transformers import set_seed
+from run_shared import DataArguments, ModelArguments, build, limited, start, train
 
 from meta_transformer import MetaTransformerProcessor
 from meta_transformer.cli.defaults import defaults_for
@@ -78,11 +77,9 @@ def prepare(
 
 
 def main() -> None:
-    model_arguments, data, arguments = parse_for_trainer(__doc__, ClassificationArguments, metric="accuracy")
+    model_arguments, data, arguments = start(__doc__, ClassificationArguments, metric="accuracy")
     if data.task == "regression" and arguments.metric_for_best_model == "accuracy":
         arguments.metric_for_best_model, arguments.greater_is_better = "rmse", False
-    remember(str(arguments.output_dir), model_arguments, data, seed=arguments.seed)
-    set_seed(arguments.seed)
     model, processor, splits = prepare(model_arguments, data, arguments.seed)
     train(model, processor, splits, arguments, model_arguments.call)
 

@@ -18,7 +18,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration
 from run_classification import ClassificationArguments, prepare
-from run_shared import ModelArguments, parse, remember, save
+from run_shared import ModelArguments, parse, remember, reported_split, save
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import EvalPrediction, get_scheduler, set_seed
@@ -71,6 +71,22 @@ def evaluate(accelerator: Accelerator, model: Any, loader: Any, metrics: Any) ->
     return found
 
 
+def train_epoch(accelerator: Accelerator, model: Any, loader: Any, optimizer: Any, scheduler: Any, bar: tqdm) -> float:
+    """One pass over what is learned from, a step of the bar for each step of the optimizer; the last batch's loss."""
+    model.train()
+    loss = torch.zeros(())
+    for batch in loader:
+        with accelerator.accumulate(model):
+            loss = model(**batch).loss
+            accelerator.backward(loss)
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad()
+        if accelerator.sync_gradients:
+            bar.update()
+    return loss.item()
+
+
 def last_epoch(folder: Path) -> int:
     """How many epochs the newest checkpoint has behind it, 0 without any."""
     return max((int(path.name.partition("-")[2]) for path in folder.glob("epoch-*")), default=0)
@@ -96,46 +112,37 @@ def main() -> None:
         mixed_precision=arguments.mixed_precision,
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True),
     )
-    folder = Path(arguments.output_dir)
+    folder, epochs = Path(arguments.output_dir), arguments.num_train_epochs
     remember(folder, model_arguments, data, seed=arguments.seed)
     set_seed(arguments.seed)
+    # 1. Model, data and optimizer
     model, processor, splits = prepare(model_arguments, data, arguments.seed)
+    metrics = model.metrics()
     collator = DataCollatorForMetaTransformer.for_model(model, processor, **pairs(model_arguments.call, "--call"))
     loaders = make_loaders(splits, collator, arguments)
     trained = [each for each in model.parameters() if each.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=arguments.learning_rate, weight_decay=arguments.weight_decay)
     model, optimizer, *prepared = accelerator.prepare(model, optimizer, *loaders.values())
     loaders = dict(zip(loaders, prepared, strict=True))
-    steps = math.ceil(len(loaders["train"]) / arguments.gradient_accumulation_steps) * arguments.num_train_epochs
-    # Of all processes together: the prepared scheduler goes on by one for each of them.
-    total = steps * accelerator.num_processes
-    warmup = round(arguments.warmup_steps * total)
-    scheduler = accelerator.prepare(get_scheduler("cosine", optimizer, warmup, total))
-    metrics = accelerator.unwrap_model(model).metrics()
+    steps = math.ceil(len(loaders["train"]) / arguments.gradient_accumulation_steps)
+    # The prepared scheduler goes on by one for each process.
+    total = epochs * steps * accelerator.num_processes
+    scheduler = accelerator.prepare(get_scheduler("cosine", optimizer, round(arguments.warmup_steps * total), total))
+    # 2. Train, or go on
     first = last_epoch(folder)
     if first:
         accelerator.print(f"Going on after epoch {first}")
         accelerator.load_state(str(folder / f"epoch-{first}"))
-    bar = tqdm(
-        total=steps, initial=steps * first // arguments.num_train_epochs, disable=not accelerator.is_main_process
-    )
-    for epoch in range(first, arguments.num_train_epochs):
+    bar = tqdm(total=epochs * steps, initial=first * steps, disable=not accelerator.is_main_process)
+    for epoch in range(first, epochs):
         loaders["train"].set_epoch(epoch)
-        model.train()
-        for batch in loaders["train"]:
-            with accelerator.accumulate(model):
-                loss = model(**batch).loss
-                accelerator.backward(loss)
-                optimizer.step()
-                scheduler.step()
-                optimizer.zero_grad()
-            if accelerator.sync_gradients:
-                bar.update()
+        loss = train_epoch(accelerator, model, loaders["train"], optimizer, scheduler, bar)
         found = evaluate(accelerator, model, loaders["validation"], metrics)
-        accelerator.print(f"epoch {epoch + 1}: loss {loss.item():.4f}, validation {found}")
+        accelerator.print(f"epoch {epoch + 1}: loss {loss:.4f}, validation {found}")
         save_checkpoint(accelerator, folder, epoch + 1)
     bar.close()
-    reported = "test" if "test" in loaders else "validation"
+    # 3. Measure and save
+    reported = reported_split(splits)
     found = evaluate(accelerator, model, loaders[reported], metrics)
     results = {f"{reported}_{name}": value for name, value in found.items()}
     results[f"{reported}_samples"] = len(splits[reported])

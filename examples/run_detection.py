@@ -26,14 +26,13 @@ from run_shared import (
     build,
     draw,
     limited,
-    parse_for_trainer,
     picture_defaults,
     predict,
-    remember,
+    reported_split,
     side_lengths,
+    start,
     train,
 )
-from transformers import set_seed
 
 from meta_transformer.training.sources import SPLITS
 from meta_transformer.training.splits import Source, _split
@@ -86,25 +85,28 @@ def read_splits(data: DetectionArguments, seed: int) -> tuple[dict[str, list[dic
     """
     path = Path(data.data)
     images = Path(data.images) if data.images else path if path.is_dir() else path.parent
+    files = [(None, path)]
     if path.is_dir():
-        files = {name: next((path / f"{word}.json" for word in words if (path / f"{word}.json").is_file()), None)
-                 for name, words in SPLITS.items()}  # fmt: skip
-        if files["train"] is None:
+        names = [(split, path / f"{word}.json") for split, words in SPLITS.items() for word in words]
+        files = [(split, file) for split, file in names if file.is_file()]
+        if "train" not in dict(files):
             raise ValueError(f"{path} has no train.json; give it, or one JSON file of all pictures.")
-        read = {name: read_coco(file, images) for name, file in files.items() if file}
-        given = [name for name, (rows, _) in read.items() for _ in rows]
-        rows = [row for own, _ in read.values() for row in own]
-        if len({json.dumps(names, sort_keys=True) for _, names in read.values()}) > 1:
-            raise ValueError(f"the JSON files of {path} name other categories; give all of them the same.")
-        names = read["train"][1]
-    else:
-        (rows, names), given = read_coco(path, images), None
-    numbers = {category: number for number, category in enumerate(sorted(names))}
+    rows: list[dict[str, Any]] = []
+    given: list[Any] = []
+    categories: dict[int, str] = {}
+    for split, file in files:
+        own, known = read_coco(file, images)
+        if rows and known != categories:
+            raise ValueError(f"{file} names the categories {known}, another file {categories}; give all the same.")
+        categories = known
+        rows += own
+        given += [split] * len(own)
+    numbers = {category: number for number, category in enumerate(sorted(categories))}
     for row in rows:
         row["boxes"] = [{**each, "category_id": numbers[each["category_id"]]} for each in row["boxes"]]
-    parts = _split(given, np.zeros(len(rows), np.int64), seed)
+    parts = _split(given if path.is_dir() else None, np.zeros(len(rows), np.int64), seed)
     splits = {name: [rows[place] for place in places] for name, places in parts.items()}
-    return splits, [names[category] for category in sorted(names)]
+    return splits, [categories[category] for category in sorted(categories)]
 
 
 def read_row(row: dict[str, Any]) -> dict[str, Any]:
@@ -115,7 +117,7 @@ def read_row(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    model_arguments, data, arguments = parse_for_trainer(
+    model_arguments, data, arguments = start(
         __doc__,
         DetectionArguments,
         metric="map",
@@ -124,8 +126,6 @@ def main() -> None:
         per_device_train_batch_size=4,
         per_device_eval_batch_size=4,
     )
-    remember(str(arguments.output_dir), model_arguments, data, seed=arguments.seed)
-    set_seed(arguments.seed)
     rows, names = read_splits(data, arguments.seed)
     splits = limited({name: Samples("image", own, read_row) for name, own in rows.items()}, data, arguments.seed)
     source, defaults = Source(splits, names), picture_defaults(model_arguments, side_lengths(data.image_size))
@@ -134,17 +134,20 @@ def main() -> None:
     )
     trainer, _ = train(model, processor, splits, arguments, model_arguments.call)
     if trainer.is_world_process_zero():
-        shown = splits.get("test", splits["validation"])
-        samples = [shown[place] for place in range(min(SHOWN, len(shown)))]
-        found = model.post_process(predict(trainer, samples), threshold=data.threshold)
-        cells = []
-        for sample, each in zip(samples, found, strict=True):
-            truth = [([*box["bbox"]], names[box["category_id"]]) for box in sample["labels"]]
-            boxes = each["boxes"].cpu()
-            sides = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).tolist()
-            predicted = list(zip(sides, each["labels"], strict=True))
-            cells.append([partial(_show, path=sample["image"], boxes=own) for own in (truth, predicted)])
-        draw(Path(str(arguments.output_dir)) / "predictions.png", ("truth", "prediction"), cells)
+        show(trainer, splits[reported_split(splits)], names, data.threshold)
+
+
+def show(trainer: Any, rows: Samples, names: list[str], threshold: float) -> None:
+    """Draw truth and prediction over the first pictures."""
+    samples, output = predict(trainer, rows, range(SHOWN))
+    cells = []
+    for sample, each in zip(samples, trainer.model.post_process(output, threshold=threshold), strict=True):
+        truth = [(box["bbox"], names[box["category_id"]]) for box in sample["labels"]]
+        corners = each["boxes"].cpu()
+        boxes = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1).tolist()
+        both = (truth, list(zip(boxes, each["labels"], strict=True)))
+        cells.append([partial(_show, path=sample["image"], boxes=own) for own in both])
+    draw(Path(str(trainer.args.output_dir)) / "predictions.png", ("truth", "prediction"), cells)
 
 
 def _show(axis: Any, path: str, boxes: list[tuple[list[float], str]]) -> None:

@@ -15,8 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from run_shared import DataArguments, build, limited, parse_for_trainer, predict, remember, train
-from transformers import set_seed
+from run_shared import DataArguments, build, limited, predict, reported_split, start, train
 
 from meta_transformer.cli.defaults import defaults_for
 from meta_transformer.cli.pictures import picture_for
@@ -33,7 +32,7 @@ class ForecastingArguments(DataArguments):
 
 
 def main() -> None:
-    model_arguments, data, arguments = parse_for_trainer(
+    model_arguments, data, arguments = start(
         __doc__,
         ForecastingArguments,
         metric="mse",
@@ -45,8 +44,6 @@ def main() -> None:
     )
     if min(data.look_back, data.horizon) < 1:
         raise ValueError(f"--look_back and --horizon must be at least 1, got {data.look_back} and {data.horizon}.")
-    remember(str(arguments.output_dir), model_arguments, data, seed=arguments.seed)
-    set_seed(arguments.seed)
     steps: dict[str, Any] = {"look_back": data.look_back, "horizon": data.horizon}
     source = read_source(data.data, "time_series", task="forecasting", column=data.column, **steps)
     source.splits = limited(source.splits, data, arguments.seed)
@@ -54,10 +51,9 @@ def main() -> None:
     model, processor = build(model_arguments, "forecasting", {"time_series": source}, {"time_series": defaults})
     trainer, _ = train(model, processor, source.splits, arguments, model_arguments.call)
     if trainer.is_world_process_zero():
-        rows = source.splits.get("test", source.splits["validation"])
+        rows = source.splits[reported_split(source.splits)]
         picture: Any = picture_for("forecasting", model, rows, processor)
-        samples = [rows[place] for place in picture.places]
-        output = predict(trainer, samples)
+        samples, output = predict(trainer, rows, picture.places)
         picture.add(picture.places, output, trainer.data_collator(samples)["labels"])
         print(f"Written: {picture.save(Path(str(arguments.output_dir)))}")
 

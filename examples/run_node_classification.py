@@ -20,9 +20,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from run_shared import DataArguments, Samples, build, limited, parse_for_trainer, remember, train
+from run_shared import DataArguments, Samples, build, limited, reported_split, start, train
 from scipy import sparse
-from transformers import set_seed
 
 from meta_transformer.cli.console import print_rows
 from meta_transformer.cli.defaults import Defaults
@@ -155,7 +154,7 @@ def samples(graph: Nodes, features: np.ndarray, data: NodeArguments) -> dict[str
 
 # 2. Train
 def main() -> None:
-    model_arguments, data, arguments = parse_for_trainer(
+    model_arguments, data, arguments = start(
         __doc__,
         NodeArguments,
         metric="accuracy",
@@ -165,8 +164,6 @@ def main() -> None:
         per_device_train_batch_size=56,
         per_device_eval_batch_size=250,
     )
-    remember(str(arguments.output_dir), model_arguments, data, seed=arguments.seed)
-    set_seed(arguments.seed)
     graph = read_graph(data)
     print(f"{len(graph.features):,} nodes, {len(graph.edges):,} edges, {len(graph.classes)} classes")
     own = condensed(graph.features, graph.edges, data.hops, data.directions)
@@ -180,7 +177,7 @@ def main() -> None:
     )
     trainer, found = train(model, processor, splits, arguments, model_arguments.call)
     if trainer.is_world_process_zero():
-        reported = "test" if "test" in splits else "validation"
+        reported = reported_split(splits)
         truth = graph.labels[graph.splits[reported]]
         commonest = np.bincount(graph.labels[graph.splits["train"]]).argmax()
         rows = [("this model", found[f"{reported}_accuracy"]), ("commonest class", float((truth == commonest).mean()))]

@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from run_shared import DataArguments, Samples, build, limited, parse_for_trainer, remember, train
-from transformers import set_seed
+from run_shared import DataArguments, Samples, build, limited, start, train
 
 from meta_transformer.cli.defaults import defaults_for
 from meta_transformer.training.sources import is_table, read_collection, read_table
@@ -68,9 +67,7 @@ def read_pairs(data: RetrievalArguments, seed: int) -> tuple[dict[str, Source], 
 
 
 def main() -> None:
-    model_arguments, data, arguments = parse_for_trainer(__doc__, RetrievalArguments, metric="map")
-    remember(str(arguments.output_dir), model_arguments, data, seed=arguments.seed)
-    set_seed(arguments.seed)
+    model_arguments, data, arguments = start(__doc__, RetrievalArguments, metric="map")
     if len(data.modalities) == 1:
         (modality,) = data.modalities
         source = read_source(data.data, modality, label=data.label, seed=arguments.seed)

@@ -25,14 +25,13 @@ from run_shared import (
     build,
     draw,
     limited,
-    parse_for_trainer,
     picture_defaults,
     predict,
-    remember,
+    reported_split,
     side_lengths,
+    start,
     train,
 )
-from transformers import set_seed
 
 from meta_transformer.heads.class_maps import resize_class_map
 from meta_transformer.training.sources import files_below, is_table, read_collection, read_table
@@ -116,7 +115,7 @@ def class_names(masks: Sequence[str], names: list[str] | None) -> tuple[list[str
 
 
 def main() -> None:
-    model_arguments, data, arguments = parse_for_trainer(
+    model_arguments, data, arguments = start(
         __doc__,
         SegmentationArguments,
         metric="mean_iou",
@@ -126,8 +125,6 @@ def main() -> None:
         per_device_train_batch_size=8,
         per_device_eval_batch_size=8,
     )
-    remember(str(arguments.output_dir), model_arguments, data, seed=arguments.seed)
-    set_seed(arguments.seed)
     sides = side_lengths(data.image_size)
     pairs = read_pairs(data.data, arguments.seed)
     names, binary = class_names([mask for _, mask in pairs["train"]], data.classes)
@@ -139,22 +136,23 @@ def main() -> None:
     )
     trainer, _ = train(model, processor, splits, arguments, model_arguments.call)
     if trainer.is_world_process_zero():
-        rows = splits.get("test", splits["validation"])
-        samples = [rows[place] for place in range(min(SHOWN, len(rows)))]
-        predicted = model.post_process(predict(trainer, samples))
-        show = partial(_show, classes=len(names))
-        cells = [
-            [partial(show, picture=Image.open(sample["image"]).resize(sides[::-1]), classmap=each) for each in maps]
-            for sample, found in zip(samples, predicted, strict=True)
-            for maps in [(None, sample["labels"], found)]
-        ]
-        draw(Path(str(arguments.output_dir)) / "predictions.png", ("input", "truth", "prediction"), cells)
+        show(trainer, splits[reported_split(splits)], sides)
 
 
-def _show(axis: Any, picture: Any, classmap: np.ndarray | None, classes: int) -> None:
+def show(trainer: Any, rows: Samples, sides: list[int]) -> None:
+    """Draw input, truth and prediction of the first pictures."""
+    samples, output = predict(trainer, rows, range(SHOWN))
+    cells = []
+    for sample, found in zip(samples, trainer.model.post_process(output), strict=True):
+        picture = Image.open(sample["image"]).resize((sides[1], sides[0]))
+        cells.append([partial(_show, picture=picture, classes=each) for each in (None, sample["labels"], found)])
+    draw(Path(str(trainer.args.output_dir)) / "predictions.png", ("input", "truth", "prediction"), cells)
+
+
+def _show(axis: Any, picture: Any, classes: np.ndarray | None) -> None:
     axis.imshow(picture, cmap="gray")
-    if classmap is not None:
-        shown = np.ma.masked_where((classmap < 1) | (classmap >= classes), classmap)
+    if classes is not None:
+        shown = np.ma.masked_where((classes < 1) | (classes == 255), classes)
         axis.imshow(shown, cmap="tab10", vmin=0, vmax=9, alpha=0.5, interpolation="nearest")
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from argparse import ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 import yaml
 from torch.utils.data import Dataset
-from transformers import HfArgumentParser, Trainer, TrainingArguments
+from transformers import HfArgumentParser, Trainer, TrainingArguments, set_seed
 
 from meta_transformer import MetaTransformerProcessor
 from meta_transformer.cli.batches import device_of, to_device
@@ -79,6 +80,10 @@ class DataArguments:
     max_eval_samples: int | None = field(default=None, metadata={"help": "Of validation and test each, drawn."})
 
 
+class _Help(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
+    """Defaults, and the description as it stands."""
+
+
 def parse(description: str | None, classes: Sequence[type], **defaults: Any) -> tuple[Any, ...]:
     """The arguments of a script, from the command line, or from a file of JSON or YAML that is the only argument.
 
@@ -93,7 +98,7 @@ def parse(description: str | None, classes: Sequence[type], **defaults: Any) -> 
     Raises:
         ValueError: The file holds no settings by name, or some that no class has.
     """
-    parser = HfArgumentParser(classes, description=description)
+    parser = HfArgumentParser(classes, description=description, formatter_class=_Help)
     if len(sys.argv) == 2 and Path(sys.argv[1]).suffix in (".json", ".yaml", ".yml"):
         given = yaml.safe_load(Path(sys.argv[1]).read_text(encoding="utf-8"))  # JSON is YAML, too
         if not isinstance(given, dict):
@@ -103,12 +108,26 @@ def parse(description: str | None, classes: Sequence[type], **defaults: Any) -> 
     return parser.parse_args_into_dataclasses()
 
 
-def parse_for_trainer(
+def start(
     description: str | None, data_class: type, *, metric: str, greater_is_better: bool = True, **defaults: Any
 ) -> tuple[ModelArguments, Any, TrainingArguments]:
-    """As `parse`, with all of `TrainingArguments`; `metric` is what the best epoch is chosen by."""
+    """Begin a run under `Trainer`: arguments, its folder, and the seed of all that is random.
+
+    Args:
+        description: As of `parse`.
+        data_class: The script's own arguments.
+        metric: What the best epoch is chosen by.
+        greater_is_better: Whether more of it is.
+        defaults: As of `parse`.
+
+    Raises:
+        ValueError: As of `parse` and `remember`.
+    """
     defaults = {**_TRAINING, "metric_for_best_model": metric, "greater_is_better": greater_is_better, **defaults}
-    return parse(description, (ModelArguments, data_class, TrainingArguments), **defaults)  # type: ignore[return-value]
+    model_arguments, data, arguments = parse(description, (ModelArguments, data_class, TrainingArguments), **defaults)
+    remember(arguments.output_dir, model_arguments, data, seed=arguments.seed)
+    set_seed(arguments.seed)
+    return model_arguments, data, arguments
 
 
 # 2. Data
@@ -272,13 +291,18 @@ def train(
     )
     folder = Path(str(arguments.output_dir))
     found = trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint or last_checkpoint(folder)).metrics
-    reported = "test" if "test" in splits else "validation"
+    reported = reported_split(splits)
     found |= trainer.evaluate(splits[reported], metric_key_prefix=reported)
     found[f"{reported}_samples"] = len(splits[reported])
     trainer.log_metrics(reported, found)
     if trainer.is_world_process_zero():
         save(model, processor, folder, reported, found)
     return trainer, found
+
+
+def reported_split(splits: Mapping[str, Any]) -> str:
+    """What results are of: `"test"`, or `"validation"` where there is none."""
+    return "test" if "test" in splits else "validation"
 
 
 def save(model: Any, processor: Any, folder: Path, reported: str, results: dict[str, float]) -> None:
@@ -291,10 +315,11 @@ def save(model: Any, processor: Any, folder: Path, reported: str, results: dict[
 
 
 @torch.no_grad()
-def predict(trainer: Trainer, samples: list[dict[str, Any]]) -> Any:
-    """The model's output for some rows."""
+def predict(trainer: Trainer, rows: Any, places: Sequence[int]) -> tuple[list[dict[str, Any]], Any]:
+    """Some rows that there are, and the model's output for them."""
     model: Any = trainer.model
-    return model.eval()(**to_device(trainer.data_collator(samples), device_of(model)))
+    samples = [rows[place] for place in places if place < len(rows)]
+    return samples, model.eval()(**to_device(trainer.data_collator(samples), device_of(model)))
 
 
 def draw(file: Path, titles: Sequence[str], rows: Sequence[Sequence[Callable[[Any], None]]]) -> None:

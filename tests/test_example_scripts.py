@@ -22,6 +22,7 @@ from meta_transformer.cli.models import load_model
 from tests.support.sample_files import write_samples, write_texts
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+SCRIPTS = sorted(path for path in EXAMPLES.glob("run_*.py") if path.stem != "run_shared")
 TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 FEW = "--max_steps 2 --per_device_train_batch_size 4 --eval_strategy steps --eval_steps 2 --save_strategy steps "
 FEW += "--save_steps 2 --disable_tqdm True"
@@ -106,6 +107,15 @@ def write_masks(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_help_tells_what_the_data_look_like(script, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    monkeypatch.setattr(sys, "argv", [script.name, "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        runpy.run_path(str(script), run_name="__main__")
+    assert f"python examples/{script.name} --data" in capsys.readouterr().out
+
+
 def test_classification_goes_from_a_folder_to_a_model(run, tmp_path):
     results = run("classification", f"--data {write_texts(tmp_path / 'data')} --modality text --freeze last_1")
     assert 0 <= results["test_accuracy"] <= 1
@@ -174,6 +184,7 @@ def test_segmentation_takes_folders_of_pictures_and_masks(run, tmp_path):
     assert model(**processor(image=np.zeros((24, 16, 3), np.uint8))).logits.shape == (1, 2, 32, 32)
 
 
+@pytest.mark.slow
 def test_segmentation_takes_a_table_with_splits(run, tmp_path):
     folder = write_masks(tmp_path / "data")
     table = pd.DataFrame({"image": [f"images/{number}.png" for number in range(12)]})
@@ -218,6 +229,7 @@ def test_retrieval_goes_from_pairs_to_one_space(run, tmp_path):
     assert set(model.get_embeds(**batch)) == {"image", "text"}
 
 
+@pytest.mark.slow
 def test_retrieval_within_a_modality_takes_classes(run, tmp_path):
     results = run("retrieval", f"--data {write_texts(tmp_path / 'data', 12)} --modalities text")
     assert 0 <= results["test_map"] <= 1
