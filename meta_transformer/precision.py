@@ -9,6 +9,8 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
+from torch.ao.nn.quantized.dynamic import Linear as QuantizedLinear
+from torch.ao.quantization import per_channel_dynamic_qconfig
 
 from .modeling import MetaTransformerPreTrainedModel
 
@@ -39,7 +41,7 @@ def set_precision(model: MetaTransformerPreTrainedModel, precision: Precision) -
     if precision not in get_args(Precision):
         raise ValueError(f"precision must be one of {list(get_args(Precision))}, got {precision!r}.")
     encoder: Any = model.base_model.encoder
-    if any(isinstance(each, torch.ao.nn.quantized.dynamic.Linear) for each in encoder.modules()):
+    if any(isinstance(each, QuantizedLinear) for each in encoder.modules()):
         raise ValueError("The model is in int8 already, where its weights are rounded; load it again.")
     model.eval()
     if precision != "int8":
@@ -62,8 +64,8 @@ def _quantized(linear: nn.Linear) -> nn.Module:
     plain = nn.Linear(linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta")
     plain.weight, plain.bias = linear.weight, linear.bias  # torch quantises this class alone, and none below it
     observed: Any = plain
-    observed.qconfig = torch.ao.quantization.per_channel_dynamic_qconfig
-    return torch.ao.nn.quantized.dynamic.Linear.from_float(observed)
+    observed.qconfig = per_channel_dynamic_qconfig
+    return QuantizedLinear.from_float(observed)
 
 
 def _refuse(*args: Any, **options: Any) -> None:
