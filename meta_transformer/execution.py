@@ -1,5 +1,6 @@
 """How a sequence goes through the trunk, padded or packed, and a gradient back through a model that is sharded."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,9 +11,10 @@ from transformers import PreTrainedConfig
 
 from .encoder.bottleneck import Exchange
 from .encoder.packing import Packing, has_variable_length
+from .encoder.token_merging import TokenMerging
 from .sequence import TokenSequence
 
-__all__ = ["block_numbers", "make_exchange", "make_packing", "through_all_weights"]
+__all__ = ["block_numbers", "make_exchange", "make_merging", "make_packing", "through_all_weights"]
 
 
 def block_numbers(sequence: TokenSequence) -> Tensor | None:
@@ -60,6 +62,38 @@ def make_packing(
     if blocks is None and mask.all():
         return None
     return Packing.of(mask, blocks)
+
+
+def make_merging(sequence: TokenSequence, config: PreTrainedConfig, options: Mapping[str, Any]) -> TokenMerging | None:
+    """How tokens are merged in evaluation mode; `None` if they are not.
+
+    Args:
+        sequence: Tokens that are not encoded yet.
+        config: Reads `token_merging`, `packing`, `fusion` and the attention implementation.
+        options: Of the call, such as `output_hidden_states`.
+
+    Raises:
+        ValueError: Something that takes the tokens of all layers one by one: hidden states, weights of attention,
+            modalities apart, packed execution, or attention that takes no mask of numbers.
+    """
+    settings: Any = config
+    if not settings.token_merging:
+        return None
+    shown = [
+        name for name in ("output_hidden_states", "output_attentions") if options.get(name, getattr(settings, name))
+    ]
+    wrong = {
+        f"fusion={settings.fusion!r}": bool(sequence.blocks) or settings.fusion == "bottleneck",
+        "packing=True": settings.packing is True,
+        f"attn_implementation={settings._attn_implementation!r}": settings._attn_implementation
+        not in ("sdpa", "eager"),
+        "hidden states or attentions, or a head that reads several layers": shown,
+    }
+    if found := [name for name, is_wrong in wrong.items() if is_wrong]:
+        raise ValueError(f"token_merging does not go with {found[0]}; set config.token_merging to 0.")
+    places = {column for segment in sequence.segments for column in range(segment.columns.start, segment.columns.stop)}
+    protected = [column for column in range(len(sequence)) if column not in places]
+    return TokenMerging(settings.token_merging, sequence.mask, protected)
 
 
 def make_exchange(sequence: TokenSequence, packing: Packing | None, config: PreTrainedConfig) -> Exchange | None:

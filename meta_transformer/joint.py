@@ -55,7 +55,7 @@ def _can_join(model: Any, batch: Mapping[str, Any]) -> bool:
     return (
         type(model).forward in (MetaTransformerForTask.forward, MetaTransformerModel.forward)
         and not FORWARD_OPTIONS & set(batch)
-        and not (model.config.output_hidden_states or model.config.output_attentions)
+        and not (model.config.output_hidden_states or model.config.output_attentions or model.config.token_merging)
         and encoder.frozen
         and len(encoder.trunk_parameters()) == len(list(encoder.parameters()))
         and not (isinstance(model, MetaTransformerForTask) and model.head.reads_hidden_states)

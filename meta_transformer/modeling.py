@@ -28,7 +28,7 @@ from .encoder import MetaTransformerEncoder
 from .encoder.attention import SelfAttention
 from .encoder.layer import MetaTransformerLayer
 from .encoder.lora import init_lora
-from .execution import block_numbers, make_exchange, make_packing, through_all_weights
+from .execution import block_numbers, make_exchange, make_merging, make_packing, through_all_weights
 from .freezing import FreezingMixin
 from .fusion import AbsentTokens, ModalityEmbeddings, align, count_samples, drop_modalities, fill_absent, join
 from .heads.metrics import TaskMetrics
@@ -220,8 +220,11 @@ class MetaTransformerModel(MetaTransformerPreTrainedModel):
         """
         blocks = block_numbers(sequence)
         attentions = kwargs.get("output_attentions", self.config.output_attentions)
-        packing = make_packing(sequence, blocks, self.config, attentions=bool(attentions))
-        kwargs |= {"exchange": make_exchange(sequence, packing, self.config), "return_dict": True}
+        merging = None if self.training else make_merging(sequence, self.config, kwargs)
+        packing = None
+        if merging is None:
+            packing = make_packing(sequence, blocks, self.config, attentions=bool(attentions))
+        kwargs |= {"merging": merging, "exchange": make_exchange(sequence, packing, self.config), "return_dict": True}
         if packing is None:
             output = self._run(sequence.embeddings, sequence.mask, blocks=blocks, **kwargs)
         else:

@@ -40,6 +40,7 @@ _OF_THE_TRUNK = (
     "attention_dropout",
     "drop_path_rate",
     "packing",
+    "token_merging",
     "encoder_name_or_path",
     "name_or_path",
     "_commit_hash",

@@ -9,6 +9,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .linear import Linear, to_computable
 from .packing import Packing
+from .token_merging import TokenMerging
 
 __all__ = ["SelfAttention", "eager_attention_forward"]
 
@@ -66,7 +67,12 @@ class SelfAttention(nn.Module):
         self.o_proj = Linear(config.hidden_size, config.hidden_size)
 
     def forward(
-        self, hidden_states: Tensor, attention_mask: Tensor | None, packing: Packing | None = None, **kwargs: Any
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None,
+        packing: Packing | None = None,
+        merging: TokenMerging | None = None,
+        **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """Attend from every token to every token that the mask allows.
 
@@ -74,6 +80,7 @@ class SelfAttention(nn.Module):
             hidden_states: `(batch, tokens, hidden)`.
             attention_mask: In the form of the implementation in use, from `create_bidirectional_mask`.
             packing: Where rows lie in `(1, tokens, hidden)`; every token then attends to its own row.
+            merging: What tokens stand for, in place of `attention_mask`; it gets the keys.
 
         Returns:
             Tokens `(batch, tokens, hidden)`, and weights `(batch, heads, tokens, tokens)` of the eager implementation,
@@ -89,6 +96,8 @@ class SelfAttention(nn.Module):
         )
         tensors = (to_computable(query), to_computable(key), to_computable(value))
         kwargs |= {"dropout": self.attention_dropout if self.training else 0.0, "scaling": self.scaling}
+        if merging is not None:
+            merging.keys, attention_mask = tensors[1], merging.bias(tensors[0].dtype)
         if packing is None:
             values, weights = attend(self, *tensors, attention_mask, **kwargs)
         else:

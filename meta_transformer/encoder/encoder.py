@@ -12,6 +12,7 @@ from .bottleneck import Exchange
 from .layer import DropPath, MetaTransformerLayer
 from .packing import Packing
 from .presets import trains
+from .token_merging import TokenMerging
 
 __all__ = ["MetaTransformerEncoder"]
 
@@ -46,6 +47,7 @@ class MetaTransformerEncoder(nn.Module):
         blocks: Tensor | None = None,
         packing: Packing | None = None,
         exchange: Exchange | None = None,
+        merging: TokenMerging | None = None,
         **kwargs: Any,
     ) -> Tensor:
         """Run the blocks.
@@ -56,6 +58,7 @@ class MetaTransformerEncoder(nn.Module):
             blocks: `(tokens,)` numbers: tokens attend to those of the same number; `None` for one block.
             packing: How the tokens were packed; it stands for `mask` and `blocks`.
             exchange: What happens between two layers.
+            merging: How tokens are merged inside layers; it stands for `mask`.
             kwargs: Passed on to the attention function.
 
         Returns:
@@ -63,16 +66,19 @@ class MetaTransformerEncoder(nn.Module):
         """
         hidden_states = self.pre_layernorm(hidden_states)
         attention_mask = None
-        if packing is None:
+        if merging is not None:
+            hidden_states = merging.begin(hidden_states)
+        elif packing is None:
             own = None if blocks is None else packed_sequence_mask_function(blocks.expand(len(hidden_states), -1))
             attention_mask = create_bidirectional_mask(
                 config=self.config, inputs_embeds=hidden_states, attention_mask=mask, and_mask_function=own
             )
         for number, layer in enumerate(self.layers):
-            hidden_states = layer(hidden_states, attention_mask, packing, **kwargs)
+            hidden_states = layer(hidden_states, attention_mask, packing, merging, **kwargs)
             if exchange is not None and number >= exchange.first_layer:
                 hidden_states = exchange(hidden_states)
-        return self.layernorm(hidden_states)
+        hidden_states = self.layernorm(hidden_states)
+        return hidden_states if merging is None else merging.restore(hidden_states)
 
     def train(self, mode: bool = True) -> "MetaTransformerEncoder":
         """Set the training mode of all parts, except that blocks of which nothing trains stay silent.

@@ -12,6 +12,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from .attention import SelfAttention
 from .linear import Linear
 from .packing import Packing
+from .token_merging import TokenMerging
 
 __all__ = ["DropPath", "FeedForward", "LayerScale", "MetaTransformerLayer"]
 
@@ -89,9 +90,12 @@ class MetaTransformerLayer(GradientCheckpointingLayer):
         hidden_states: Tensor,
         attention_mask: Tensor | None = None,
         packing: Packing | None = None,
+        merging: TokenMerging | None = None,
         **kwargs: Any,
     ) -> Tensor:
-        attended, _ = self.attention(self.layernorm_before(hidden_states), attention_mask, packing, **kwargs)
+        attended, _ = self.attention(self.layernorm_before(hidden_states), attention_mask, packing, merging, **kwargs)
         hidden_states = hidden_states + self.drop_path(self.layer_scale1(attended), packing)
+        if merging is not None:
+            hidden_states = merging.merge(hidden_states)
         fed = self.layer_scale2(self.mlp(self.layernorm_after(hidden_states)))
         return hidden_states + self.drop_path(fed, packing)
