@@ -1,4 +1,4 @@
-"""Inference in bfloat16 and int8 beside float32: speed on the base trunk, and what it costs in accuracy.
+"""Inference in bfloat16 and int8, or with merged tokens, beside float32: speed of the base trunk, and what it costs.
 
     python benchmarks/inference.py
     python benchmarks/inference.py --layers 2 --repeats 3      # a look, in a minute
@@ -8,9 +8,11 @@
 - `accuracy`: a small model, trained here in float32 on the handwritten digits of scikit-learn, in each precision on the
   same test split.
 
+`merged` is float32 with token merging: 13 of 197 tokens in each block, and in the small model the same share, 1 of 17.
+
 The peer is our own trunk in float32, which `benchmarks/encoder.py` measures beside timm and transformers. Candidates
 take turns, medians count; see `encoder.py`. The bars are for processors with instructions for the arithmetic (AVX512
-BF16, VNNI); elsewhere the ratios are printed without a bar. The exit status is 1 if a bar is missed.
+BF16, VNNI); elsewhere their ratios are printed without a bar. The exit status is 1 if a bar is missed.
 """
 
 import argparse
@@ -35,42 +37,57 @@ from meta_transformer import (
 )
 from meta_transformer.precision import set_precision
 from meta_transformer.processors.image import ImageProcessor
+from meta_transformer.sequence import Segment, TokenSequence
 
-NEEDED = {"bfloat16": 1.9, "int8": 2.6}  # times as fast as float32
-PRECISIONS = ("float32", *NEEDED)
+NEEDED = {"bfloat16": 1.9, "int8": 2.6, "merged": 1.4}  # times as fast as float32
+WAYS = ("float32", *NEEDED)
+MERGED = 13  # tokens of each block
 
 
-def computes(precision: str) -> bool:
-    """Whether this processor has instructions for a precision."""
-    if precision == "bfloat16":
+def computes(way: str) -> bool:
+    """Whether this processor has instructions for it."""
+    if way == "bfloat16":
         return computes_bfloat16()
+    if way == "merged":
+        return True
     flags = Path("/proc/cpuinfo").read_text() if platform.system() == "Linux" else ""
     return "vnni" in flags
+
+
+def made(model: Any, way: str, merged: int) -> Any:
+    """A copy of a model that computes in one of the ways."""
+    model = copy.deepcopy(model)
+    model.config.token_merging = merged if way == "merged" else 0
+    return set_precision(model, "float32" if way == "merged" else way)
 
 
 def compare_speed(layers: int, repeats: int) -> list[Bar]:
     torch.manual_seed(0)
     model = MetaTransformerModel(MetaTransformerConfig.base_patch16(num_hidden_layers=layers, modalities=["image"]))
-    encoders: dict[str, Any] = {each: set_precision(copy.deepcopy(model), each).encoder for each in PRECISIONS}
+    models = {each: made(model, each, MERGED) for each in WAYS}
     setting = Setting(torch.device("cpu"), torch.float32, repeats)
     tokens = setting.randn(BATCH, TOKENS, WIDTH)
-    inputs = {each: tokens.bfloat16() if each == "bfloat16" else tokens for each in PRECISIONS}
+    segments = (Segment("image", 1, TOKENS - 1),)
+    inputs = {
+        each: TokenSequence(tokens.bfloat16() if each == "bfloat16" else tokens, segments=segments) for each in WAYS
+    }
+    steps = {each: partial(own.encode, inputs[each]) for each, own in models.items()}
     with torch.no_grad():
-        features = {each: encoder(inputs[each]).float().flatten(0, 1) for each, encoder in encoders.items()}
-        times = measure({each: partial(encoder, inputs[each]) for each, encoder in encoders.items()}, setting)
+        features = {each: step().last_hidden_state.float().flatten(0, 1) for each, step in steps.items()}
+        times = measure(steps, setting)
     exact, bars, rows = features["float32"], [], []
-    for precision, found in times.items():
+    for way, found in times.items():
         speed = times["float32"].median / found.median
-        cosine = functional.cosine_similarity(features[precision], exact).min().item()
-        distance = ((features[precision] - exact).norm() / exact.norm()).item()
-        rows.append([precision, *found.columns, f"{speed:.2f}", f"{cosine:.5f}", f"{distance:.1e}"])
-        if precision in NEEDED and computes(precision):
-            bars.append(Bar(f"speed, {precision} / float32", speed, NEEDED[precision], "at least"))
-    header = ["precision", "median ms", "fastest ms", "speed / float32", "least cosine", "relative distance"]
+        cosine = functional.cosine_similarity(features[way], exact).min().item()
+        distance = ((features[way] - exact).norm() / exact.norm()).item()
+        rows.append([way, *found.columns, f"{speed:.2f}", f"{cosine:.5f}", f"{distance:.1e}"])
+        if way in NEEDED and computes(way):
+            bars.append(Bar(f"speed, {way} / float32", speed, NEEDED[way], "at least"))
+    header = ["way", "median ms", "fastest ms", "speed / float32", "least cosine", "relative distance"]
     table(f"Speed, {BATCH} x {TOKENS} tokens, {layers} blocks, width {WIDTH}", header, rows)
-    for precision in NEEDED:
-        if not computes(precision):
-            print(f"No bar for {precision}: this processor has no instructions for it.")
+    for way in NEEDED:
+        if not computes(way):
+            print(f"No bar for {way}: this processor has no instructions for it.")
     return bars
 
 
@@ -110,16 +127,16 @@ def compare_accuracy(steps: int) -> None:
         optimizer.zero_grad()
     answers = {}
     with torch.no_grad():
-        for precision in PRECISIONS:
-            twin = set_precision(copy.deepcopy(model), precision)
-            answers[precision] = twin(pixel_values=pixels[split:]).logits.argmax(dim=1)
+        for way in WAYS:
+            twin = made(model, way, 1)
+            answers[way] = twin(pixel_values=pixels[split:]).logits.argmax(dim=1)
     truth, exact = labels[split:], answers["float32"]
     rows = []
-    for precision, found in answers.items():
+    for way, found in answers.items():
         accuracy, own = (found == truth).float().mean().item(), (exact == truth).float().mean().item()
         same = (found == exact).float().mean().item()
-        rows.append([precision, f"{accuracy:.4f}", f"{accuracy - own:+.4f}", f"{same:.4f}"])
-    header = ["precision", "test accuracy", "against float32", "same answers as float32"]
+        rows.append([way, f"{accuracy:.4f}", f"{accuracy - own:+.4f}", f"{same:.4f}"])
+    header = ["way", "test accuracy", "against float32", "same answers as float32"]
     table(f"Accuracy, digits, {len(truth)} test pictures, {steps} steps", header, rows)
 
 
