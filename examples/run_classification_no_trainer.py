@@ -1,7 +1,8 @@
-"""`run_classification.py` without `Trainer`: the loop itself, on one process or several, by accelerate.
+r"""`run_classification.py` without `Trainer`: the loop itself, on one process or several, by accelerate.
 
     python examples/run_classification_no_trainer.py --data clips/ --modality audio --output_dir outputs/clips
-    accelerate launch --num_processes 2 examples/run_classification_no_trainer.py --data clips/ --modality audio
+    accelerate launch --config_file examples/accelerate/ddp_cpu.yaml examples/run_classification_no_trainer.py \
+        --data clips/ --modality audio --output_dir outputs/clips
 
 The data, the model and what is written are those of `run_classification.py`. A checkpoint of each epoch is written,
 whole or not at all; the same command goes on from the last one.
@@ -110,6 +111,7 @@ def main() -> None:
     accelerator = Accelerator(
         gradient_accumulation_steps=arguments.gradient_accumulation_steps,
         mixed_precision=arguments.mixed_precision,
+        cpu=not torch.accelerator.is_available(),  # else several processes on CPUs would not know of each other
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True),
     )
     folder, epochs = Path(arguments.output_dir), arguments.num_train_epochs
@@ -149,6 +151,7 @@ def main() -> None:
     accelerator.print(results)
     if accelerator.is_main_process:
         save(accelerator.unwrap_model(model), processor, folder, reported, results)
+    accelerator.wait_for_everyone()  # else one would leave while another saves
     accelerator.end_training()
 
 
