@@ -202,6 +202,7 @@ def make_trainer(
         load_best_model_at_end=True,
         metric_for_best_model=CHOICE,
         greater_is_better=True,
+        restore_callback_states_from_checkpoint=True,  # how long early stopping has waited
         disable_tqdm=True,
         report_to=[],
     )

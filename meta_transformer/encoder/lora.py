@@ -30,7 +30,7 @@ def add_lora(encoder: nn.Module, options: dict[str, Any]) -> None:
         TypeError: Options that `LoraConfig` does not know.
         ValueError: Options that reach beyond the adapters, or targets that the trunk has not.
     """
-    beyond = [name for name in _BEYOND if name in options]
+    beyond = [name for name in _BEYOND if options.get(name) not in (None, "none")]
     if options.get("init_lora_weights", True) not in (True, False, "gaussian"):
         beyond.append(f"init_lora_weights={options['init_lora_weights']!r}")
     if beyond:

@@ -167,7 +167,7 @@ class TaskHead(nn.Module):
             return sequence
         if absent := set(self.config.modalities) - set(sequence.modalities):
             raise ValueError(f"The head reads {sorted(absent)}, but the batch has {list(sequence.modalities)} alone.")
-        self._refuse_missing(sequence, self.config.modalities)
+        self.refuse_missing(sequence, self.config.modalities)
         return sequence.select(self.config.modalities)
 
     @classmethod
@@ -189,10 +189,11 @@ class TaskHead(nn.Module):
                 f"{[layout.__name__ for layout in self.layouts]}, got {present}."
             )
         own = replace(sequence, segments=(found[0],))  # without the learned tokens that stand for what is absent
-        self._refuse_missing(own, [found[0].modality])
+        self.refuse_missing(own, [found[0].modality])
         return found[0]
 
-    def _refuse_missing(self, sequence: TokenSequence, modalities: Iterable[str]) -> None:
+    def refuse_missing(self, sequence: TokenSequence, modalities: Iterable[str]) -> None:
+        """Raise `ValueError` if some samples lack a modality that the head reads."""
         for modality in modalities:
             if missing := sequence.missing(modality):
                 raise ValueError(

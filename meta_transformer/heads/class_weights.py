@@ -48,11 +48,17 @@ def balanced_class_weights(labels: Any, num_labels: int) -> list[float]:
         `class_weight="balanced"`; of multi-label problems negatives through positives, torch's advice for `pos_weight`.
 
     Raises:
-        ValueError: No labels, some out of range, or a class that does not occur.
+        ValueError: No labels, some out of range, a class that does not occur, or integers that may be either.
     """
     ragged = isinstance(labels, Sequence) and len({np.shape(each) for each in labels}) > 1
     values = np.concatenate([np.ravel(each) for each in labels]) if ragged else np.asarray(labels)
-    multi_label = values.dtype.kind == "f" and values.ndim == 2 and values.shape[1] == num_labels
+    several = values.ndim == 2 and values.shape[1] == num_labels
+    if several and values.dtype.kind != "f" and np.isin(values, (0, 1)).all():
+        raise ValueError(
+            f"labels {values.shape} of zeros and ones are either classes of tokens or those that a sample has: give "
+            "labels.ravel() for the first, floats for the second."
+        )
+    multi_label = values.dtype.kind == "f" and several
     if multi_label:
         if not np.isin(values, (0, 1)).all():
             raise ValueError("labels of a multi-label problem must be zeros and ones.")

@@ -209,7 +209,7 @@ class MultiTaskHead(TaskHead):
             head = self._heads()[name]
             if self.config.tasks[name].modalities:
                 for part in own.values():
-                    head._refuse_missing(part, part.modalities)
+                    head.refuse_missing(part, part.modalities)
             read = {place: head.read(part) for place, part in own.items()}
             label, count = (labels or {}).get(name), (num_items_in_batch or {}).get(name)
             options = {each: inputs[each] for each in head.model_input_names if each in inputs}

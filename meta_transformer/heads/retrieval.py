@@ -132,7 +132,7 @@ class RetrievalHead(TaskHead):
             ValueError: Labels of another shape, or that are no integers; a sample without one of the modalities.
         """
         for name, part in sequence.items():
-            self._refuse_missing(part, [name])
+            self.refuse_missing(part, [name])
         embeds = torch.stack([self._embed(name, part) for name, part in sequence.items()], dim=1)
         loss = None
         if labels is not None:

@@ -1,9 +1,11 @@
 """A hash of raw data and settings, by which what was made of them is found again."""
 
+import glob
 import hashlib
 import os
 import stat
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,6 +41,8 @@ def _update(digest: Any, value: Any) -> None:
     elif isinstance(value, bytes | bytearray | memoryview):
         _add(digest, "bytes", len(value))
         digest.update(value)
+    elif isinstance(value, np.ma.MaskedArray):
+        _update(digest, ["masked", np.ma.getmaskarray(value), value.filled(0)])
     elif value is None or isinstance(value, bool | int | float | complex | np.generic):
         _add(digest, type(value).__name__, value)
     elif isinstance(value, Tensor):
@@ -65,21 +69,31 @@ def _add(digest: Any, *values: Any) -> None:
     digest.update(repr(values).encode("utf-8", "surrogatepass"))
 
 
-def _describe_file(path: str | os.PathLike) -> tuple[int, int] | None:
+def _describe_file(path: str | os.PathLike) -> tuple[int, ...] | None:
     try:
         found = os.stat(path)
     except (OSError, ValueError):  # a text that is no path
         return None
-    return (found.st_size, found.st_mtime_ns) if stat.S_ISREG(found.st_mode) else None
+    if not stat.S_ISREG(found.st_mode):
+        return None
+    # A header of ENVI's says how to read the file beside it.
+    beside = Path(path).with_suffix("").name if Path(path).suffix.lower() == ".hdr" else None
+    siblings = sorted(Path(path).parent.glob(f"{glob.escape(beside)}*")) if beside else []
+    return (found.st_size, found.st_mtime_ns, *(each.stat().st_mtime_ns for each in siblings))
 
 
 def _contents(value: Any) -> Any:
     """The plain values inside an object of another library."""
     kind = type(value).__name__
-    if hasattr(value, "tobytes") and hasattr(value, "mode"):  # PIL
+    if hasattr(value, "tobytes") and hasattr(value, "mode") and getattr(value, "n_frames", 1) == 1:  # PIL
         return [kind, value.mode, value.size, value.tobytes(), value.getpalette() if value.mode == "P" else None]
-    if hasattr(value, "to_dict") and hasattr(value, "index"):  # pandas
-        return [kind, value.to_dict(), list(map(str, value.index))]
+    if hasattr(value, "columns") and hasattr(value, "index"):  # pandas, by place: labels may stand twice
+        columns = [value.iloc[:, place].tolist() for place in range(len(value.columns))]
+        return [kind, list(map(str, value.columns)), list(map(str, value.index)), columns]
+    if hasattr(value, "to_dict") and hasattr(value, "index"):
+        return [kind, list(map(str, value.index)), value.tolist()]
+    if kind in ("NAType", "Decimal", "timedelta", "Timedelta"):
+        return [kind, str(value)]
     if hasattr(value, "to_dict"):  # PyTorch Geometric
         return [kind, value.to_dict()]
     if hasattr(value, "edges") and hasattr(value, "nodes"):  # networkx

@@ -7,6 +7,7 @@ processor and its arguments, what the head reads, and the sample. A change to an
 """
 
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -125,7 +126,7 @@ class FeatureCache:
             TypeError: Data without a length; samples that cannot be told apart, so that `keys` are needed.
             ValueError: The head reads layouts, there is no sample, or not one key for each.
         """
-        _check(model.head, rows, keys)
+        _check(model, rows, keys)
         folder = self.folder / self._key(model, collator, dtype)
         hashes, others = [], []
         for number in logging.tqdm(range(len(rows)), desc="Looking up", disable=not progress):
@@ -138,11 +139,10 @@ class FeatureCache:
             loader: Any = DataLoader(
                 Subset(rows, missing), batch_size, collate_fn=_Inputs(collator), num_workers=num_workers
             )
-            writer, order = FeatureWriter(folder), iter(missing)
-            for batch in logging.tqdm(loader, desc="Encoding", disable=not progress):
-                for sample in _encode(model, batch, dtype):
-                    writer.add(hashes[next(order)], sample)
-            writer.flush()
+            with FeatureWriter(folder) as writer:
+                for batch in logging.tqdm(loader, desc="Encoding", disable=not progress):
+                    for sample in _encode(model, batch, dtype):
+                        writer.add(hashes[missing[writer.count]], sample)
             known = index_features(folder)
         found = CachedFeatures([known[key] for key in hashes], others, collator, len(missing))
         logger.info(str(found))
@@ -154,19 +154,15 @@ class FeatureCache:
         from .. import __version__
 
         config = {name: value for name, value in model.config.to_dict().items() if name not in _NO_MATTER}
-        head = {"layers": model.head.config.layers, "modalities": model.head.config.modalities}
+        head: list[Any] = [model.head.config.layers, model.head.config.modalities, model.head.joins_modalities]
+        adapters = [
+            [name, layer.active_adapters, layer.disable_adapters, getattr(layer, "scaling", None)]
+            for name, layer in model.model.named_modules()
+            if hasattr(layer, "adapter_layer_names")  # of PEFT's layers
+        ]
         processor = [collator.processor.to_dict(), collator.processor_kwargs]
-        return content_hash(
-            [
-                __version__,
-                config,
-                head,
-                _pools(model.head),
-                str(dtype),
-                processor,
-                fingerprint(model.model.state_dict()),
-            ]
-        )
+        read = [*head, _pools(model.head), str(dtype)]
+        return content_hash([__version__, config, read, adapters, processor, fingerprint(model.model.state_dict())])
 
     def sizes(self) -> dict[str, dict[str, int]]:
         """Bytes and samples of what is kept, by model and processor."""
@@ -176,6 +172,7 @@ class FeatureCache:
                 "samples": len(index_features(folder)),
             }
             for folder in sorted(self.folder.glob("*/"))
+            if re.fullmatch(r"[0-9a-f]{32}", folder.name)  # nothing else that may lie there
         }
 
     def clear(self, keep: Sequence[str] = ()) -> None:
@@ -209,12 +206,15 @@ def _encode(
     model.eval()
     try:
         inputs = {name: each.to(model.device) if isinstance(each, Tensor) else each for name, each in batch.items()}
-        encoded, _ = model.encode_parts(**inputs)
+        with torch.autocast(model.device.type, enabled=False):
+            encoded, _ = model.encode_parts(**inputs)
     finally:
         for module, mode in modes:
             module.training = mode
     parts = {}
     for name, sequence in encoded.items():
+        if not model.head.joins_modalities:
+            model.head.refuse_missing(sequence, sequence.modalities)
         layers = model.head.read_layers(sequence)
         layers = [reduce(layer) for layer in layers] if _pools(model.head) else layers
         parts[name] = [
@@ -228,13 +228,15 @@ def _pools(head: TaskHead) -> bool:
     return head.pools and getattr(head.config, "pooling", None) in ("cls", "mean")
 
 
-def _check(head: TaskHead, rows: Any, keys: Sequence[str] | None) -> None:
-    inner = [each for each in head.modules() if isinstance(each, TaskHead)]
-    if any(each.layouts or (each.reads_hidden_states and each is not head) for each in inner):
+def _check(model: MetaTransformerForTask, rows: Any, keys: Sequence[str] | None) -> None:
+    head = model.head
+    if head.layouts or sum(isinstance(each, TaskHead) for each in head.modules()) > 1:
         raise ValueError(
-            f"{type(head).__name__}, or a head in it, reads what is not kept: where tokens lie in the sample, or "
-            "layers of several tasks. Train it with the trunk, or the heads of several tasks one by one."
+            f"{type(head).__name__} reads what is not kept: where tokens lie in the sample, or what several tasks "
+            "read. Train it with the trunk, or the heads of several tasks one by one."
         )
+    if not all(isinstance(value, Tensor) for value in model.state_dict().values()):
+        raise ValueError("the model is quantised, so that features depend on the batch; compute them before.")
     if not hasattr(rows, "__len__"):
         raise TypeError(f"features are kept for data with a length, got {type(rows).__name__}; make it a list.")
     if not len(rows):

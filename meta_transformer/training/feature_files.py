@@ -26,20 +26,34 @@ _FILE_SECONDS = 60.0
 
 
 class FeatureWriter:
-    """Collect samples, and write a file of them every 64 MiB, and every minute: more is not lost if it is killed.
+    """Collect samples, and write a file of them every 64 MiB and every minute, and what is left at the end.
+
+    A context: it also writes where an error ends it. What a killed process was writing is deleted at the start.
 
     Args:
         folder: Made if absent.
+
+    Attributes:
+        count: Samples taken in.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder, self.count = folder, 0
         self.samples: dict[str, dict[str, SampleFeatures]] = {}
         self.bytes, self.started = 0, time.monotonic()
+        for unfinished in folder.glob("*.tmp"):
+            unfinished.unlink()
+
+    def __enter__(self) -> "FeatureWriter":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.flush()
 
     def add(self, key: str, sample: dict[str, SampleFeatures]) -> None:
         """Take a sample in, its parts by name."""
         self.samples[key] = sample
+        self.count += 1
         self.bytes += sum(part.tokens.numel() * part.tokens.element_size() for part in sample.values())
         if self.bytes >= _FILE_BYTES or time.monotonic() - self.started >= _FILE_SECONDS:
             self.flush()

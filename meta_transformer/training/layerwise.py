@@ -7,7 +7,7 @@ What lies deep is general already and should move little; what lies on top is ne
 from collections.abc import Collection
 from typing import Any
 
-from ..modeling import MetaTransformerForTask
+from ..modeling import MetaTransformerForTask, MetaTransformerPreTrainedModel
 
 __all__ = ["layerwise_learning_rates"]
 
@@ -47,10 +47,12 @@ def layerwise_learning_rates(
         raise ValueError(f"new_modalities names {unknown}, but the model has {list(model.config.modalities)}.")
     top = model.config.num_hidden_layers + 1
     groups: dict[tuple[int, float], list[Any]] = {}
-    for name, parameter in model.named_parameters():
+    plain: Any = next((each for each in model.modules() if isinstance(each, MetaTransformerPreTrainedModel)), model)
+    for name, parameter in plain.named_parameters():  # without the names of what is wrapped around it
         if parameter.requires_grad:
             own_decay = weight_decay if name.endswith("weight") and parameter.dim() > 1 else 0.0
-            below = top - _height(name.removeprefix(f"{model.base_model_prefix}."), top, new_modalities)
+            name = name.replace(".modules_to_save.default.", ".").removeprefix(f"{plain.base_model_prefix}.")
+            below = top - _height(name, top, new_modalities)
             groups.setdefault((below, own_decay), []).append(parameter)
     if not groups:
         raise ValueError("no parameter of the model trains; unfreeze some of them.")
@@ -67,6 +69,6 @@ def _height(name: str, top: int, new_modalities: Collection[str]) -> int:
             return int(number) + 1
         case ["encoder", "layernorm", *_] | ["head", *_]:
             return top
-        case ["tokenizers", modality, *_] if modality in new_modalities:
+        case ["tokenizers" | "modality_embeddings" | "absent_tokens", modality, *_] if modality in new_modalities:
             return top
     return 0

@@ -1,5 +1,6 @@
 """Hashes of raw samples: equal for equal contents, different for different ones."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,14 @@ PAIRS: dict[str, tuple[Any, Any]] = {
         lambda: pd.Series([1, 2], pd.date_range("2024", periods=2)),
         lambda: pd.Series([1, 2], pd.date_range("2025", periods=2)),
     ),
+    "rows of one label": (
+        lambda: pd.DataFrame({"a": [1, 2]}, index=["s", "s"]),
+        lambda: pd.DataFrame({"a": [3, 2]}, index=["s", "s"]),
+    ),
+    "order of columns": (lambda: pd.DataFrame({"a": [1], "b": [2]}), lambda: pd.DataFrame({"b": [2], "a": [1]})),
+    "mask": (lambda: np.ma.array([1, 2], mask=[0, 1]), lambda: np.ma.array([1, 2], mask=[1, 0])),
+    "series": (lambda: pd.Series([1, 2], ["s", "s"]), lambda: pd.Series([3, 2], ["s", "s"])),
+    "missing": (lambda: [pd.NA], lambda: [None]),
     "geometric": (lambda: Data(x=torch.ones(2, 1)), lambda: Data(x=torch.zeros(2, 1))),
     "networkx": (lambda: graph(1), lambda: graph(2)),
 }
@@ -70,6 +79,15 @@ def test_a_file_that_was_written_again_counts_as_another(kind: Any, tmp_path: Pa
     assert content_hash(kind(path)) == before
     path.write_bytes(b"three")
     assert content_hash(kind(path)) != before
+
+
+def test_a_header_counts_with_the_file_beside_it(tmp_path: Path) -> None:
+    header, data = tmp_path / "cube.hdr", tmp_path / "cube.img"
+    header.write_text("ENVI")
+    data.write_bytes(b"1")
+    before = content_hash(header)
+    os.utime(data, ns=(1, 1))
+    assert content_hash(header) != before
 
 
 def test_texts_that_can_be_no_path_are_hashed() -> None:

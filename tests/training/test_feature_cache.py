@@ -17,6 +17,7 @@ from transformers import Trainer, TrainingArguments
 from meta_transformer import (
     MetaTransformerConfig,
     MetaTransformerForClassification,
+    MetaTransformerForRetrieval,
     MetaTransformerForTask,
     MetaTransformerProcessor,
 )
@@ -355,3 +356,51 @@ def test_trainer_teaches_the_head_as_it_does_behind_the_trunk(text: Any, tmp_pat
         ).train()
     torch.testing.assert_close(alone.head.classifier.weight, whole.head.classifier.weight, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(alone.head.classifier.weight, model.head.classifier.weight)
+
+
+def test_heads_that_read_other_parts_have_features_of_their_own(text: Any, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = MetaTransformerConfig(**TINY, modalities=text[1].processor.tokenizer_configs())
+    one = MetaTransformerForClassification(config).eval()
+    other = MetaTransformerForRetrieval(config).eval()
+    other.model.load_state_dict(one.model.state_dict())
+    compute(FeatureCache(tmp_path), one, TEXT, text[1])
+    assert compute(FeatureCache(tmp_path), other, TEXT, text[1]).misses == 10
+
+
+def test_adapters_that_are_switched_off_miss_the_cache(text: Any, tmp_path: Path) -> None:
+    from peft import LoraConfig
+
+    model, collator = text
+    model.add_adapter(LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
+    with_adapter = compute(FeatureCache(tmp_path), model, TEXT, collator)
+    model.disable_adapters()
+    assert (with_adapter.misses, compute(FeatureCache(tmp_path), model, TEXT, collator).misses) == (10, 10)
+
+
+def test_a_sample_that_retrieval_refuses_is_refused_by_the_cache(tmp_path: Path) -> None:
+    processor = MetaTransformerProcessor(text=True, image=ImageProcessor(size=32))
+    config = MetaTransformerConfig(**TINY, modalities=processor.tokenizer_configs())
+    model = MetaTransformerForRetrieval(config).eval()
+    with pytest.raises(ValueError, match=r"the samples \[1\]"):
+        compute(FeatureCache(tmp_path), model, MIXED[:3], DataCollatorForMetaTransformer(processor))
+
+
+def test_what_was_encoded_before_an_error_is_kept(tmp_path: Path) -> None:
+    processor = MetaTransformerProcessor(image=ImageProcessor(size=32))
+    model, collator = make(processor), DataCollatorForMetaTransformer(processor)
+    rows = [{"image": np.full((32, 32, 3), number, np.uint8)} for number in range(8)]
+    broken = [*rows, {"image": str(tmp_path / "nothing.png")}]
+    with pytest.raises(ValueError, match="nothing.png"):
+        compute(FeatureCache(tmp_path), model, broken, collator)
+    assert compute(FeatureCache(tmp_path), model, rows, collator).misses == 0
+
+
+def test_clearing_leaves_what_is_not_the_caches(text: Any, tmp_path: Path) -> None:
+    compute(FeatureCache(tmp_path), text[0], TEXT, text[1])
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "model.safetensors").write_bytes(b"mine")
+    cache = FeatureCache(tmp_path)
+    assert len(cache.sizes()) == 1
+    cache.clear()
+    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
