@@ -30,12 +30,13 @@ from run_shared import (
     predict,
     reported_split,
     side_lengths,
+    split_places,
     start,
     train,
 )
 
 from meta_transformer.training.sources import SPLITS
-from meta_transformer.training.splits import Source, _split
+from meta_transformer.training.splits import Source
 
 HEAD = {"channels": 64, "doublings": 1}
 SHOWN = 4
@@ -104,7 +105,7 @@ def read_splits(data: DetectionArguments, seed: int) -> tuple[dict[str, list[dic
     numbers = {category: number for number, category in enumerate(sorted(categories))}
     for row in rows:
         row["boxes"] = [{**each, "category_id": numbers[each["category_id"]]} for each in row["boxes"]]
-    parts = _split(given if path.is_dir() else None, np.zeros(len(rows), np.int64), seed)
+    parts = split_places(given if path.is_dir() else None, np.zeros(len(rows), np.int64), seed)
     splits = {name: [rows[place] for place in places] for name, places in parts.items()}
     return splits, [categories[category] for category in sorted(categories)]
 

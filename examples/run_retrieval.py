@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from run_shared import DataArguments, Samples, build, limited, start, train
+from run_shared import DataArguments, Samples, build, limited, split_places, start, train
 
 from meta_transformer.cli.defaults import defaults_for
 from meta_transformer.training.sources import is_table, read_collection, read_table
-from meta_transformer.training.splits import Source, _split, read_source
+from meta_transformer.training.splits import Source, read_source
 
 HEAD = {"embed_dim": 64, "layers": "all", "temperature": 0.1}
 
@@ -53,7 +53,7 @@ def read_pairs(data: RetrievalArguments, seed: int) -> tuple[dict[str, Source], 
     if label in table.columns:
         labels = np.unique(table[label].astype(str), return_inverse=True)[1]
     few = np.bincount(labels).min() < 3  # a draw takes a share of each label, where there is enough of it
-    parts = _split(found[data.modalities[0]].splits, np.zeros_like(labels) if few else labels, seed)
+    parts = split_places(found[data.modalities[0]].splits, np.zeros_like(labels) if few else labels, seed)
 
     def read(number: int, modalities: list[str]) -> dict[str, Any]:
         row = {each: found[each].read(found[each].values[number]) for each in modalities}

@@ -29,13 +29,14 @@ from run_shared import (
     predict,
     reported_split,
     side_lengths,
+    split_places,
     start,
     train,
 )
 
 from meta_transformer.heads.class_maps import resize_class_map
 from meta_transformer.training.sources import files_below, is_table, read_collection, read_table
-from meta_transformer.training.splits import Source, _split
+from meta_transformer.training.splits import Source
 
 HEAD = {"decoder": "pyramid", "channels": 64, "dice_weight": 1.0, "detail_channels": 24}
 SHOWN = 4
@@ -74,7 +75,7 @@ def read_pairs(data: str, seed: int) -> dict[str, list[tuple[str, str]]]:
         if absent := [each for each in masks if not Path(each).is_file()]:
             raise ValueError(f"{len(absent)} masks of {path} are not there: {absent[:5]}.")
         pairs, given = list(zip(found.values, masks, strict=True)), found.splits
-    parts = _split(given, np.zeros(len(pairs), np.int64), seed)
+    parts = split_places(given, np.zeros(len(pairs), np.int64), seed)
     return {name: [pairs[number] for number in numbers] for name, numbers in parts.items()}
 
 

@@ -24,6 +24,7 @@ from meta_transformer.cli.defaults import Defaults
 from meta_transformer.cli.runs import write_json
 from meta_transformer.training import DataCollatorForMetaTransformer
 from meta_transformer.training.resuming import last_checkpoint
+from meta_transformer.training.sources import SPLITS
 from meta_transformer.training.splits import Source
 
 RESULTS, SETTINGS = "all_results.json", "settings.json"
@@ -152,6 +153,31 @@ class Samples(Dataset):
     def select(self, numbers: Any) -> "Samples":
         """The rows of these places."""
         return Samples(self.modality, [self.values[number] for number in numbers], self.read)
+
+
+def split_places(given: Sequence[str] | None, strata: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+    """Places of rows by split; what is not given is drawn, 15 % for validation and for test each.
+
+    Args:
+        given: The split of each row; `None` if all have to be drawn.
+        strata: `(rows,)`; of each of these numbers the same share is taken.
+        seed: Of what is drawn.
+
+    Raises:
+        ValueError: Nothing is left to learn from, or to choose on.
+    """
+    random = np.random.default_rng(seed)
+    words = np.array(["train"] * len(strata) if given is None else given, dtype=object)
+    for name in ("test", "validation") if given is None else ("validation",):
+        if (words == name).any():
+            continue
+        for stratum in np.unique(strata):
+            own = random.permutation(np.flatnonzero((strata == stratum) & (words == "train")))
+            words[own[: round(0.15 * len(own))]] = name
+    parts = {name: np.flatnonzero(words == name) for name in SPLITS}
+    if absent := [name for name in ("train", "validation") if not len(parts[name])]:
+        raise ValueError(f"{len(words)} rows are too few, or their splits leave none, for {absent}; give more.")
+    return {name: part for name, part in parts.items() if len(part)}
 
 
 def limited(splits: Mapping[str, Any], arguments: DataArguments, seed: int) -> dict[str, Any]:
