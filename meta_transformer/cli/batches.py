@@ -88,6 +88,9 @@ def check_rows(splits: dict[str, Any], processor: MetaTransformerProcessor, call
             for numbers, _, errors in read_batches(rows, collator, 16):
                 problems += [f"{rows.name(number)}: {error}" for number, error in errors]
                 bar.advance(task, len(numbers) + len(errors))
+    if problems and len(problems) == sum(map(len, splits.values())):
+        modality = next(iter(processor.processors))
+        raise ValueError(f"no sample can be read as {modality}; is --modality right? {problems[0]}")
     refuse(problems)
 
 

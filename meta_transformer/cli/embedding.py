@@ -28,7 +28,7 @@ from .batches import device_of, read_batches, to_device
 from .console import pairs, progress, say
 from .models import only_modality, use_device
 from .predicting import rows_of
-from .runs import quiet, write_json
+from .runs import make_folder, quiet, write_json
 
 __all__ = ["embed_files"]
 
@@ -75,6 +75,7 @@ def embed_files(
         shutil.rmtree(parts, ignore_errors=True)  # of a run that was killed as it cleared up
         say(f"{output} is finished; --fresh computes it anew.")
         return 0
+    make_folder(output.parent)
     set_seed(seed)
     model, processor, modality = _load(name, modality)
     settings = {"data": data, "modality": modality, "model": name, "column": column, "call": call}

@@ -10,7 +10,7 @@ from .building import METRICS
 from .console import pairs, say
 from .models import load_task, only_modality
 from .pictures import picture_for
-from .runs import report, write_json
+from .runs import digest, report, write_json
 
 __all__ = ["evaluate_model"]
 
@@ -30,33 +30,41 @@ def evaluate_model(
 
     Args:
         name: Of the model.
-        data: As of `read_source`; splits are drawn as in training, if they are drawn.
+        data: As of `read_source`. That of training has the splits of training; of other data without splits all counts.
         split: One of them.
-        output: A folder; by default one of the split's name in that of the model, or here.
+        output: A folder; by default one in that of the model, or here, of the split's name, or of other data's.
         label: Column, by default that of training.
         column: Likewise.
         batch_size: Samples of a batch.
         encoder: Trunk of a task pack.
 
     Raises:
-        ValueError: There is no such split, or the model solves a task that is not measured here.
+        ValueError: There is no such split, the model solves a task that is not measured here, or the data of training
+            has changed, so that splits drawn anew would be others.
     """
     model, processor, run = load_task(name, encoder)
     task = model.head_name
     if task not in METRICS:
         raise ValueError(f"evaluate measures {list(METRICS)}; for {task} see docs/tasks.")
     classes = [model.config.id2label[number] for number in sorted(model.config.id2label)]
-    source = read_source(
-        data,
-        only_modality(processor, run.get("modality")),
-        task=task,
-        label=label or run.get("label"),
-        column=column or run.get("column"),
-        classes=classes if task == "classification" else None,
-        seed=run.get("seed", 0),
-        look_back=run.get("look_back", 96),
-        horizon=getattr(model.head.config, "horizon", 24),
-    )
+    known = "data" in run and Path(run["data"]).resolve() == Path(data).resolve()
+    options: dict[str, Any] = {
+        "task": task,
+        "label": label or run.get("label"),
+        "column": column or run.get("column"),
+        "classes": classes if task == "classification" else None,
+        "seed": run.get("seed", 0),
+        "look_back": run.get("look_back", 96),
+        "horizon": getattr(model.head.config, "horizon", 24),
+        "held_out": not known,
+    }
+    modality = only_modality(processor, run.get("modality"))
+    source = read_source(data, modality, **options)
+    if source.drawn and digest(read_source(data, modality, **options, limit=run.get("limit"))) != run["digest"]:
+        raise ValueError(
+            f"{data} has changed since the model was trained on it: splits drawn anew would hold samples that it has "
+            "learned from. Evaluate on a folder or table of samples that were kept apart."
+        )
     if split not in source.splits:
         raise ValueError(f"{data} has no split {split!r}, it has {list(source.splits)}.")
     rows = source.splits[split]
@@ -70,7 +78,7 @@ def evaluate_model(
     metrics = evaluate_rows(model, collator, rows, batch_size, picture, f"Evaluating {split}")
     results = {"model": name, "data": data, "split": split, "samples": len(rows), "metrics": metrics}
     results["baseline"] = picture.baseline()
-    folder = output or (Path(name) if Path(name).is_dir() else Path(".")) / split
+    folder = output or (Path(name) if Path(name).is_dir() else Path(".")) / (split if known else Path(data).stem)
     write_json(folder / "results.json", results)
     picture.save(folder)
     report(results)

@@ -51,7 +51,11 @@ def load_model(name: str) -> Any:
     quiet()
     if is_pack(name):
         raise ValueError(f"{name} is a task pack; name its trunk by --encoder.")
-    word = (AutoConfig.from_pretrained(name).architectures or [""])[0]
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except OSError as error:
+        raise ValueError(f"{name} is no folder with a model, and no repository that can be loaded: {error}") from error
+    word = (config.architectures or [""])[0]
     classes: Any = [MetaTransformerModel, *MetaTransformerForTask.__subclasses__()]
     found = next((each for each in classes if each.__name__ == word), None)
     if found is None:

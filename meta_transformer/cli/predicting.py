@@ -16,6 +16,7 @@ from ..training.splits import read_series
 from .batches import device_of, read_batches, to_device
 from .console import pairs, print_rows, progress, say
 from .models import load_task, only_modality
+from .runs import make_folder
 
 __all__ = ["PROBABILITY", "predict_files", "records_of", "rows_of"]
 
@@ -57,6 +58,8 @@ def predict_files(
     """
     if output is not None and output.suffix.lower() not in _ENDINGS:
         raise ValueError(f"--output must end in one of {list(_ENDINGS)}, got {output}.")
+    if output is not None:
+        make_folder(output.parent)
     model, processor, run = load_task(name, encoder)
     modality = only_modality(processor, run.get("modality"))
     if model.head_name == "forecasting":
@@ -104,6 +107,8 @@ def rows_of(files: list[str], modality: str, column: str | None = None, label: s
                 raise ValueError(f"{path} holds no files.")
             return Rows(modality, Collection(found, found, read=lambda file: read_file(modality, file)))
     single_sample = path.is_file() and (not is_table(path) or modality in _SERIES)
+    if path.suffix and path.parent.is_dir() and not path.exists() and modality not in ("text", "graph"):
+        raise ValueError(f"there is no file {path}.")
     literal = modality in ("text", "graph") and not path.exists()
     if several or single_sample or literal:
         return Rows(modality, Collection(files, files, read=lambda file: _read(modality, file)))
@@ -164,7 +169,6 @@ def _show(records: list[dict[str, Any]], task: str) -> None:
 
 def _write(path: Path, records: list[dict[str, Any]]) -> None:
     """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.unfinished")
     if path.suffix.lower() == ".jsonl":
         unfinished.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")

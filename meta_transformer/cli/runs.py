@@ -22,7 +22,17 @@ from .console import pairs, print_rows, say
 from .defaults import defaults_for
 from .pictures import picture_for
 
-__all__ = ["RESULTS_FILE", "RUN_FILE", "parameter_rows", "quiet", "report", "run_training", "write_json"]
+__all__ = [
+    "RESULTS_FILE",
+    "RUN_FILE",
+    "digest",
+    "make_folder",
+    "parameter_rows",
+    "quiet",
+    "report",
+    "run_training",
+    "write_json",
+]
 
 RUN_FILE, RESULTS_FILE = "run.json", "results.json"
 
@@ -63,7 +73,7 @@ def run_training(settings: TrainSettings) -> int:
         look_back=settings.look_back,
         horizon=settings.horizon,
     )
-    _compare(settings, folder, _digest(source))
+    _compare(settings, folder, digest(source))
     return _train(settings, source)
 
 
@@ -87,8 +97,8 @@ def _forget(folder: Path) -> None:
     shutil.rmtree(folder / "trainer", ignore_errors=True)
 
 
-def _digest(source: Source) -> str:
-    """Which samples there are and how they are called."""
+def digest(source: Source) -> str:
+    """A hash of which samples there are in which split, and how they are called."""
     found = hashlib.sha256(json.dumps([source.classes, source.targets]).encode())
     for name, rows in source.splits.items():
         found.update(f"{name} {len(rows)}".encode())
@@ -98,14 +108,15 @@ def _digest(source: Source) -> str:
     return found.hexdigest()
 
 
-def _compare(settings: TrainSettings, folder: Path, digest: str | None) -> None:
+def _compare(settings: TrainSettings, folder: Path, samples: str | None) -> None:
     """Write what the run is, or refuse to go on with another one."""
     path = folder / RUN_FILE
     known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-    if known is None:
-        write_json(path, {**settings.identity(), "digest": digest})
+    begun = (folder / RESULTS_FILE).exists() or any((folder / "trainer").glob("checkpoint-*"))
+    if known is None or not begun:  # one that was refused before it learned anything is no run
+        write_json(path, {**settings.identity(), "digest": samples})
         return
-    now = {**settings.identity(), "digest": digest or known["digest"]}
+    now = {**settings.identity(), "digest": samples or known["digest"]}
     other = {name: known.get(name) for name in now if known.get(name) != now[name]}
     if other:
         told = ", ".join("other samples" if name == "digest" else f"{name} {value!r}" for name, value in other.items())
@@ -173,9 +184,21 @@ def report(results: dict[str, Any]) -> None:
     print_rows(f"{results['split']}, {results['samples']:,} samples", ("metric", "value"), rows)
 
 
+def make_folder(folder: Path) -> None:
+    """Make the folder of an output, if it is not there.
+
+    Raises:
+        ValueError: It cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{folder} cannot be made ({error.strerror}); choose another --output.") from error
+
+
 def write_json(path: Path, value: Any) -> None:
     """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     unfinished = path.with_name(f".{path.name}.unfinished")
     unfinished.write_text(json.dumps(value, indent=1), encoding="utf-8")
     os.replace(unfinished, path)

@@ -314,7 +314,9 @@ def _label_columns(frame: "DataFrame", label: str | None, place: str, labelled: 
         found = [each.strip() for each in label.split(",")]
     absent = [each for each in found if each not in columns]
     if labelled and (absent or not found):
-        raise ValueError(f"{place} has no column {(absent or ['label'])[0]!r}; it has {columns}. Name the label's.")
+        raise ValueError(
+            f"{place} has no column {(absent or ['label'])[0]!r}; it has {columns}. Give label=, or --label."
+        )
     return [each for each in found if each in columns]
 
 

@@ -49,6 +49,7 @@ def read_source(
     limit: int | None = None,
     look_back: int = 96,
     horizon: int = 24,
+    held_out: bool = False,
 ) -> Source:
     """Read what there is to learn, without reading any sample.
 
@@ -66,6 +67,8 @@ def read_source(
         limit: Most samples of a split, drawn at random.
         look_back: Steps that a forecast is made from.
         horizon: Steps to forecast.
+        held_out: Whether nothing is learned from the data: no split is drawn then, and all of it is `"test"` unless it
+            names splits.
 
     Returns:
         The splits.
@@ -75,20 +78,26 @@ def read_source(
             are no numbers, too few samples.
     """
     if task == "forecasting":
-        found = _series(Path(data), column, look_back, horizon)
+        found = _series(Path(data), column, look_back, horizon, held_out)
     else:
         collection = read_collection(data, modality, label=label, column=column)
         labels, names = _numbers(collection, task, classes)
         rows = Rows(modality, collection, labels)
         targets = label.split(",") if label and task == "regression" else None
         strata = labels if task == "classification" else np.zeros(len(rows), np.int64)
-        found = Source({}, names, targets, drawn=collection.splits is None)
-        found.splits = {name: rows.select(own) for name, own in _split(collection.splits, strata, seed).items()}
+        found = Source({}, names, targets, drawn=collection.splits is None and not held_out)
+        parts = _split(collection.splits, strata, seed, held_out)
+        found.splits = {name: rows.select(own) for name, own in parts.items()}
     if limit:
         random = np.random.default_rng(seed)
         for name, part in found.splits.items():
             found.splits[name] = part.select(np.sort(random.permutation(len(part))[:limit]))
-    if task == "classification" and classes is None and len(np.unique(found.splits["train"].labels)) < 2:
+    if (
+        not held_out
+        and task == "classification"
+        and classes is None
+        and len(np.unique(found.splits["train"].labels)) < 2
+    ):
         raise ValueError(f"{data}: what is learned from has one class only, {found.classes}; two are needed.")
     return found
 
@@ -123,8 +132,11 @@ def _order(word: str) -> tuple[bool, int, str]:
     return not number, int(word) if number else 0, word
 
 
-def _split(given: list[str] | None, strata: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+def _split(given: list[str] | None, strata: np.ndarray, seed: int, held_out: bool) -> dict[str, np.ndarray]:
     """Numbers of samples by split."""
+    if held_out:
+        words = np.array(given or ["test"] * len(strata))
+        return {name: np.flatnonzero(words == name) for name in SPLITS if (words == name).any()}
     random = np.random.default_rng(seed)
     parts = {"train": np.arange(len(strata))}
     if given is not None:
@@ -215,13 +227,14 @@ def read_series(path: Path, time_column: str | None = None) -> tuple[Any, list[s
     return frame, splits
 
 
-def _series(path: Path, time_column: str | None, look_back: int, horizon: int) -> Source:
+def _series(path: Path, time_column: str | None, look_back: int, horizon: int, held_out: bool) -> Source:
     frame, given = read_series(path, time_column)
     values, splits = frame.to_numpy(np.float64), np.array(given)
     starts = np.arange(len(values) - look_back - horizon + 1)
     if given is None:
         borders = np.array([1 - 2 * _SHARE, 1 - _SHARE]) * len(values)
         splits = np.array(list(SPLITS))[np.digitize(np.arange(len(values)), borders.round())]
+        splits = np.full(len(values), "test") if held_out else splits
     parts: dict[str, Any] = {}
     known = np.isfinite(values).all(axis=1)
     seen = np.append(0, np.isfinite(values).any(axis=1).cumsum())
@@ -232,9 +245,10 @@ def _series(path: Path, time_column: str | None, look_back: int, horizon: int) -
         fits = (own[now + horizon] - own[now] == horizon) & observed
         if fits.any():
             parts[name] = SeriesWindows(values, starts[fits], look_back, horizon, str(path))
-    if absent := {"train", "validation"} - set(parts):
+    needed = set() if held_out and parts else {"test"} if held_out else {"train", "validation"}
+    if absent := needed - set(parts):
         raise ValueError(
             f"{path} has {len(values)} steps: no window of {look_back} and {horizon} for {sorted(absent)}; give more "
             "steps, or a shorter look-back or horizon."
         )
-    return Source(parts, targets=[str(each) for each in frame.columns], drawn=given is None)
+    return Source(parts, targets=[str(each) for each in frame.columns], drawn=given is None and not held_out)

@@ -31,6 +31,32 @@ def test_evaluate_writes_where_it_is_told(run, trained, tmp_path):
     assert json.loads((tmp_path / "out" / "results.json").read_text())["split"] == "validation"
 
 
+def test_evaluate_measures_all_of_data_that_was_kept_apart(run, trained, tmp_path):
+    write_texts(tmp_path / "other", count=3)
+    assert "drawn" not in run(f"evaluate {trained} {tmp_path / 'other'}")
+    found = json.loads((trained / "other" / "results.json").read_text())
+    assert (found["samples"], found["split"]) == (6, "test")
+
+
+def test_evaluate_takes_the_split_that_other_data_names(run, trained, table):
+    run(f"evaluate {trained} {table} --column text")
+    assert json.loads((trained / "table" / "results.json").read_text())["samples"] == 3
+
+
+def test_evaluate_refuses_splits_of_data_that_has_changed(run, texts, trunk, tmp_path):
+    run(f"train {texts} -m text -o {tmp_path / 'run'} --encoder {trunk} --epochs 1 --batch-size 4")
+    (texts / "cat" / "new.txt").write_text("meow")
+    assert "has changed since" in run(f"evaluate {tmp_path / 'run'} {texts}", code=1)
+
+
+def test_a_model_that_is_not_there_is_said_to_be_missing(run, table):
+    assert "no folder with a model" in run(f"predict runs/nothing {table}", code=1)
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(run, trained, table):
+    assert "choose another --output" in run(f"predict {trained} meow -o {table / 'out.csv'}", code=1)
+
+
 def test_evaluate_refuses_a_class_that_the_model_does_not_know(run, trained, tmp_path):
     write_texts(tmp_path / "data")
     (tmp_path / "data" / "dog").rename(tmp_path / "data" / "cow")

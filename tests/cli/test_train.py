@@ -62,6 +62,21 @@ def test_another_run_in_the_same_folder_is_refused_by_name(run, trained):
     assert "epochs 1" in run(f"train {settings['data']} -m text -o {trained} --epochs 2", code=1)
 
 
+def test_a_sample_that_stops_a_run_can_be_taken_away(run, trunk, tmp_path):
+    data, _ = write_samples("image", tmp_path)
+    broken = next(data.rglob("*.png"))
+    broken.write_bytes(b"nothing")
+    command = f"train {data} -m image -o {tmp_path / 'run'} --encoder {trunk} --epochs 1 --batch-size 4"
+    assert broken.name in run(command, code=1)
+    broken.unlink()
+    run(command)
+    assert (tmp_path / "run" / "results.json").exists()
+
+
+def test_a_modality_of_which_no_sample_is_is_questioned(run, texts, tmp_path):
+    assert "is --modality right?" in run(f"train {texts} -m image -o {tmp_path / 'run'}", code=1)
+
+
 def test_fresh_starts_over(run, texts, trunk, tmp_path):
     command = f"train {texts} -m text -o {tmp_path / 'run'} --encoder {trunk} --batch-size 4"
     run(f"{command} --epochs 1")
