@@ -332,9 +332,10 @@ class _Switch:
         return None if name.startswith("_load_") and value else value
 
     def __call__(self, *, model: Any, **options: Any) -> Pipeline:
-        if isinstance(model, MetaTransformerPreTrainedModel):
-            return MetaTransformerPipeline(model, **options)
         theirs = self.resolve()
+        if isinstance(model, MetaTransformerPreTrainedModel):
+            by_hand = not (model.name_or_path or options.get("processor")) and any(map(options.get, _PARTS))
+            return theirs(model=model, **options) if by_hand else MetaTransformerPipeline(model, **options)
         for part, auto_class in _PARTS.items():
             if getattr(theirs, f"_load_{part}") and options.get(part) is None:  # it failed, and now it does so aloud
                 options[part] = getattr(transformers, auto_class).from_pretrained(model.name_or_path)

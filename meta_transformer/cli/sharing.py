@@ -64,9 +64,9 @@ def describe(name: str) -> None:
         ("labels", labels),
         ("trunk", f"{config.hidden_size} wide, {config.num_hidden_layers} deep, {config.num_attention_heads} heads"),
         ("weights of the trunk", config.encoder_name_or_path or "random"),
-        ("fingerprint", model.encoder_fingerprint()),
     ]
     print_rows(name, ("", ""), rows)
+    say(f"Fingerprint of the trunk: {model.encoder_fingerprint()}")  # in no table, which may fold it
     print_rows("Parameters", ("part", "trained", "frozen"), parameter_rows(model))
     _list_files(name)
 
@@ -80,9 +80,9 @@ def _describe_pack(name: str) -> None:
         ("labels", ", ".join((config["id2label"] or {}).values()) if "classification" in config["heads"] else "-"),
         ("parameters", f"{sum(each.numel() for each in tensors.values()):,}"),
         ("trunk", trunk["name"] or "random"),
-        ("fingerprint", trunk["fingerprint"]),
     ]
     print_rows(name, ("", ""), rows)
+    say(f"Fingerprint of the trunk: {trunk['fingerprint']}")
     _list_files(name)
 
 
