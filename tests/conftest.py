@@ -1,6 +1,7 @@
 """What all tests share: no network, the same examples in every run, and GPU tests only where there is a GPU."""
 
 import os
+from collections.abc import Iterator
 
 # Before transformers is imported, which reads these once.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -8,6 +9,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
+import transformers
 from hypothesis import settings
 
 # The same examples in every run, so that a commit is not judged by a draw; HYPOTHESIS_PROFILE=default draws others.
@@ -21,3 +23,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(without_gpu)
+
+
+@pytest.fixture(autouse=True)
+def talkative() -> Iterator[None]:
+    """The command line and the scripts silence transformers in this process; other tests want to hear it."""
+    yield
+    transformers.logging.enable_progress_bar()
+    transformers.logging.set_verbosity_warning()

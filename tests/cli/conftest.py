@@ -2,12 +2,11 @@
 
 import json
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import transformers
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
@@ -16,14 +15,6 @@ from meta_transformer.cli.app import app
 from tests.support.sample_files import write_texts
 
 TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
-
-
-@pytest.fixture(autouse=True)
-def talkative() -> Iterator[None]:
-    """The command line silences transformers in this process; other tests want to hear it."""
-    yield
-    transformers.logging.enable_progress_bar()
-    transformers.logging.set_verbosity_warning()
 
 
 @pytest.fixture
