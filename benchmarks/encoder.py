@@ -236,7 +236,11 @@ def in_fresh_process(function: Callable[..., float], *arguments: object) -> floa
 
 def peak_memory(what_trains: str, setting: Setting) -> float:
     """Bytes by which one step's peak exceeds what was in use before it."""
-    step = freezing_step(what_trains, setting)
+    return peak_of(freezing_step(what_trains, setting), setting)
+
+
+def peak_of(step: Callable[[], object], setting: Setting) -> float:
+    """As `peak_memory`, of any step that this process has not run yet."""
     if setting.device.type == "cuda":
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()

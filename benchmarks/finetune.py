@@ -20,11 +20,10 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
-from encoder import Bar, Setting, describe_machine, in_fresh_process, measure, print_bars, print_table, process_memory
+from encoder import Bar, Setting, describe_machine, in_fresh_process, measure, peak_of, print_bars, print_table
 
 from meta_transformer import MetaTransformerConfig, MetaTransformerForClassification, MetaTransformerProcessor
 from meta_transformer.training import DataCollatorForMetaTransformer, FeatureCache, HeadModel
@@ -71,16 +70,7 @@ def prepare(name: str, setting: Setting, batch_size: int) -> Callable[[], None]:
 
 def peak_memory(name: str, setting: Setting, batch_size: int) -> float:
     """Bytes by which the peak of a step exceeds what was in use before it."""
-    step = prepare(name, setting, batch_size)
-    if setting.device.type == "cuda":
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        step()
-        return torch.cuda.max_memory_allocated() - before
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far, see proc(5)
-    before = process_memory("VmRSS")
-    step()
-    return process_memory("VmHWM") - before
+    return peak_of(prepare(name, setting, batch_size), setting)
 
 
 def main() -> int:

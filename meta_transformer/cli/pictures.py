@@ -23,11 +23,11 @@ class _Picture:
 
     def add(self, numbers: list[int], output: Any, labels: Any) -> None:
         """Take a batch in: the numbers of its rows, the model's output, and the labels."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} defines no add.")
 
     def draw(self, figure: Any) -> None:
         """Draw into an empty figure."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} defines no draw.")
 
     def baseline(self) -> dict[str, float]:
         """Metrics of a prediction that knows nothing of the sample, to compare with."""
