@@ -26,6 +26,9 @@ def count_labels(model_config: PreTrainedConfig) -> int:
 
 def stack_labels(labels: list[Any]) -> Tensor:
     """One tensor from labels of the same shape, one for each sample."""
+    kinds = {type(label) for label in labels}
+    if len(kinds) == 1 and kinds <= {bool, int, float}:
+        return torch.tensor(labels)  # a tensor for each number would take most of a step from cached features
     return torch.stack([torch.as_tensor(label) for label in labels])
 
 

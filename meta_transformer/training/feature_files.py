@@ -95,22 +95,15 @@ class FeatureFile:
     def __init__(self, path: Path) -> None:
         with _open(path) as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        self.parts: dict[str, tuple[Tensor, Tensor, list[int]]] = {
-            name.removesuffix("/offsets"): (
-                tensors[name.replace("/offsets", "/tokens")],
-                tensors[name.replace("/offsets", "/places")].long(),
-                offsets.tolist(),
-            )
-            for name, offsets in tensors.items()
-            if name.endswith("/offsets")
-        }
+        self.parts: dict[str, list[SampleFeatures]] = {}
+        for name in (name.removesuffix("/offsets") for name in tensors if name.endswith("/offsets")):
+            sizes = tensors[f"{name}/offsets"].diff().tolist()
+            tokens, places = tensors[f"{name}/tokens"].split(sizes), tensors[f"{name}/places"].long().split(sizes)
+            self.parts[name] = [SampleFeatures(*own) for own in zip(tokens, places, strict=True)]
 
     def sample(self, row: int) -> dict[str, SampleFeatures]:
         """The parts of one sample by name."""
-        return {
-            name: SampleFeatures(tokens[offsets[row] : offsets[row + 1]], places[offsets[row] : offsets[row + 1]])
-            for name, (tokens, places, offsets) in self.parts.items()
-        }
+        return {name: samples[row] for name, samples in self.parts.items()}
 
 
 def index_features(folder: Path) -> dict[str, tuple[Path, int]]:

@@ -24,7 +24,9 @@ def test_samples_are_padded_to_the_longest_of_their_batch(collator):
 
 
 @pytest.mark.parametrize("name", ["labels", "label", "label_ids"])
-@pytest.mark.parametrize("label", [2, np.int64(2), torch.tensor(2), [1.0, 0.0], torch.tensor([1.0, 0.0])], ids=repr)
+@pytest.mark.parametrize(
+    "label", [2, 0.5, True, np.int64(2), torch.tensor(2), [1.0, 0.0], torch.tensor([1.0, 0.0])], ids=repr
+)
 def test_labels_of_every_kind_are_stacked(collator, name, label):
     batch = collator([{"image": IMAGE, name: label}] * 2)
     torch.testing.assert_close(batch["labels"], torch.stack([torch.as_tensor(label)] * 2))
