@@ -16,13 +16,12 @@ gets the model with its processor and card, and `all_results.json`.
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 from run_shared import DataArguments, ModelArguments, build, limited, start, train
 
 from meta_transformer import MetaTransformerProcessor
+from meta_transformer.cli.building import label_options
 from meta_transformer.cli.defaults import defaults_for
-from meta_transformer.training import balanced_class_weights
-from meta_transformer.training.splits import Source, read_source
+from meta_transformer.training.splits import read_source
 
 
 @dataclass
@@ -40,29 +39,6 @@ class ClassificationArguments(DataArguments):
     )
 
 
-def head_options(arguments: ClassificationArguments, source: Source) -> dict[str, Any]:
-    """What the head has to know of the labels that are learned from.
-
-    Raises:
-        ValueError: Class weights for numbers.
-    """
-    labels = source.splits["train"].labels
-    if arguments.task == "regression":
-        if arguments.class_weights:
-            raise ValueError("--class_weights is for classification; leave it out with --task regression.")
-        values = labels.reshape(len(labels), -1)
-        spread = values.std(axis=0)
-        return {
-            "num_targets": values.shape[1],
-            "target_names": source.targets,
-            "target_mean": values.mean(axis=0).tolist(),
-            "target_std": np.where(spread > 0, spread, 1).tolist(),
-        }
-    if arguments.class_weights:
-        return {"class_weights": balanced_class_weights(labels, len(source.classes or ()))}
-    return {}
-
-
 def prepare(
     model_arguments: ModelArguments, data: ClassificationArguments, seed: int
 ) -> tuple[Any, MetaTransformerProcessor, dict[str, Any]]:
@@ -70,7 +46,7 @@ def prepare(
     source = read_source(data.data, data.modality, task=data.task, label=data.label, column=data.column, seed=seed)
     source.splits = limited(source.splits, data, seed)
     defaults = defaults_for(data.modality, data.task, source, 0, 0)
-    head = head_options(data, source)
+    head = label_options(data.task, source, data.class_weights == "balanced")
     sources, settings = {data.modality: source}, {data.modality: defaults}
     model, processor = build(model_arguments, data.task, sources, settings, head=head, id2label=source.id2label)
     return model, processor, source.splits

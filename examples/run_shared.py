@@ -18,7 +18,7 @@ from transformers import HfArgumentParser, Trainer, TrainingArguments, set_seed
 
 from meta_transformer import MetaTransformerProcessor
 from meta_transformer.cli.batches import device_of, to_device
-from meta_transformer.cli.building import SIZES, make_processor, model_class_of
+from meta_transformer.cli.building import SIZES, make_processor, model_class_of, with_trunk
 from meta_transformer.cli.console import pairs
 from meta_transformer.cli.defaults import Defaults
 from meta_transformer.cli.runs import write_json
@@ -254,16 +254,7 @@ def build(
         "heads": {task: {**options, **(head or {}), **pairs(arguments.head, "--head")}},
         **({"id2label": dict(id2label)} if id2label else {}),
     }
-    model_class = model_class_of(task)
-    if arguments.encoder:
-        model = model_class.from_pretrained(arguments.encoder, ignore_mismatched_sizes=True, **config)
-        print(f"Trunk: {arguments.encoder}")
-    else:
-        make, shape = SIZES[arguments.size]
-        model = model_class(make(**shape, **config))
-        print(f"Trunk: {arguments.size}, of random weights; --encoder takes pretrained ones.")
-    if arguments.freeze != "all":
-        model.freeze_encoder(arguments.freeze)
+    model = with_trunk(model_class_of(task), config, arguments.encoder, arguments.size, arguments.freeze)
     print(model.parameter_summary())
     return model, MetaTransformerProcessor(**processors)
 

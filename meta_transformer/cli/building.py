@@ -18,7 +18,17 @@ from .console import pairs, say
 from .defaults import Defaults
 from .watching import CHOICE, StopOnInterrupt, TiesByLossTrainer, Watch
 
-__all__ = ["METRICS", "SIZES", "TrainSettings", "make_model", "make_processor", "make_trainer", "model_class_of"]
+__all__ = [
+    "METRICS",
+    "SIZES",
+    "TrainSettings",
+    "label_options",
+    "make_model",
+    "make_processor",
+    "make_trainer",
+    "model_class_of",
+    "with_trunk",
+]
 
 # By task, the metric that the best epoch is chosen by, and whether more of it is better.
 METRICS = {"classification": ("accuracy", 1), "regression": ("rmse", -1), "forecasting": ("mse", -1)}
@@ -129,35 +139,63 @@ def make_model(settings: TrainSettings, source: Source, processor: MetaTransform
         processor: The tokenizer is made for it.
         defaults: Of the modality.
     """
-    head = {**defaults.head, **pairs(settings.head, "--head")}
-    labels: Any = getattr(source.splits["train"], "labels", None)
-    if settings.task == "regression":
-        values = labels.reshape(len(labels), -1)
-        spread = values.std(axis=0)
-        head |= {
-            "num_targets": values.shape[1],
-            "target_names": source.targets,
-            "target_mean": values.mean(axis=0).tolist(),
-            "target_std": np.where(spread > 0, spread, 1).tolist(),
-        }
-    if settings.class_weights:
-        head["class_weights"] = balanced_class_weights(labels.tolist(), len(source.classes or ()))
+    own = label_options(settings.task, source, settings.class_weights == "balanced")
     options = {**processor.tokenizer_configs()[settings.modality], **defaults.tokenizer}
     config: dict[str, Any] = {
         "modalities": {settings.modality: {**options, **pairs(settings.tokenizer, "--tokenizer")}},
-        "heads": {settings.task: head},
+        "heads": {settings.task: {**defaults.head, **own, **pairs(settings.head, "--head")}},
         **({"id2label": source.id2label} if source.classes else {}),
     }
-    model_class = model_class_of(settings.task)
-    if settings.encoder:
-        model = model_class.from_pretrained(settings.encoder, ignore_mismatched_sizes=True, **config)
-        say(f"Trunk: {settings.encoder}")
+    return with_trunk(model_class_of(settings.task), config, settings.encoder, settings.size, settings.freeze)
+
+
+def label_options(task: str, source: Source, balanced: bool) -> dict[str, Any]:
+    """Options of the head that follow from the labels that are learned from.
+
+    Args:
+        task: The head's name.
+        source: The samples.
+        balanced: Whether rare classes count more.
+
+    Raises:
+        ValueError: Class weights for numbers.
+    """
+    if balanced and task != "classification":
+        raise ValueError(f"class_weights balance classes, and {task} has none; leave them out.")
+    labels: Any = getattr(source.splits["train"], "labels", None)
+    if balanced:
+        return {"class_weights": balanced_class_weights(labels.tolist(), len(source.classes or ()))}
+    if task != "regression":
+        return {}
+    values = labels.reshape(len(labels), -1)
+    spread = values.std(axis=0)
+    return {
+        "num_targets": values.shape[1],
+        "target_names": source.targets,
+        "target_mean": values.mean(axis=0).tolist(),
+        "target_std": np.where(spread > 0, spread, 1).tolist(),
+    }
+
+
+def with_trunk(model_class: Any, config: dict[str, Any], encoder: str | None, size: str, freeze: str) -> Any:
+    """A model behind pretrained weights or random ones; says which.
+
+    Args:
+        model_class: Of the task.
+        config: Of tokenizers, head and labels.
+        encoder: Name or folder of pretrained weights.
+        size: Of random ones, in `SIZES`.
+        freeze: What of the trunk stays.
+    """
+    if encoder:
+        model = model_class.from_pretrained(encoder, ignore_mismatched_sizes=True, **config)
+        say(f"Trunk: {encoder}")
     else:
-        make, shape = SIZES[settings.size]
+        make, shape = SIZES[size]
         model = model_class(make(**shape, **config))
-        say(f"Trunk: {settings.size}, random weights, never trained; --encoder takes pretrained ones.")
-    if settings.freeze != "all":
-        model.freeze_encoder(settings.freeze)
+        say(f"Trunk: {size}, random weights, never trained; --encoder takes pretrained ones.")
+    if freeze != "all":
+        model.freeze_encoder(freeze)
     return model
 
 
