@@ -6,31 +6,16 @@ The blocks of one page run in order in one namespace, in a temporary working dir
 
 import re
 import sys
-import textwrap
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from meta_transformer.registry import HEADS, MODALITIES
+from tests.support.snippets import blocks
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-BLOCK = re.compile(
-    r"^(?P<indent> *)```python(?P<flag>[^\n]*)\n(?P<source>.*?)^(?P=indent)```", re.MULTILINE | re.DOTALL
-)
-
-
-def blocks(text: str) -> list[tuple[str, bool]]:
-    """The Python blocks of a page, each with whether it runs; padded, so that its line numbers are the page's."""
-    found = []
-    for match in BLOCK.finditer(text):
-        flag = match["flag"].strip()
-        if flag not in ("", "no-run"):
-            raise ValueError(f"A block opens with '```python {flag}'; the only flag is 'no-run'.")
-        line = text.count("\n", 0, match.start("source"))
-        found.append(("\n" * line + textwrap.dedent(match["source"]), not flag))
-    return found
 
 
 def name(page: Path) -> str:
