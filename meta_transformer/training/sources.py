@@ -47,6 +47,8 @@ _LABELS = ("label", "labels", "target", "class", "y")
 _PATHS = ("path", "file_name", "file")
 # Columns of a table that hold samples, by modality, beside one that bears the modality's word.
 _COLUMNS = {"text": ("sentence", "document"), "graph": ("smiles", "molecule"), "image": ("img",)}
+# What Windows leaves in folders of pictures, beside what begins with a dot.
+_HIDDEN = ("Thumbs.db", "desktop.ini")
 # Modalities whose samples are whole rows of a table.
 _WHOLE_ROWS = ("tabular", "hyperspectral")
 
@@ -135,7 +137,7 @@ def read_collection(
         if not is_table(path):
             raise ValueError(f"{path} is a file, but no table ({', '.join(_TABLES)}); give its folder.")
         return _from_table(path, modality, label, column, labelled)
-    tables = sorted(each for each in path.iterdir() if is_table(each) and not each.name.startswith("."))
+    tables = sorted(each for each in path.iterdir() if is_table(each) and _visible(each.name))
     known = [each for each in tables if each.name == "labels.csv"] or tables
     if len(known) == 1 and (labelled or known[0].name == "labels.csv"):
         return _from_table(known[0], modality, label, column, labelled)
@@ -155,12 +157,16 @@ def files_below(folder: str | PathLike, *, ordered: bool = False) -> Iterator[st
         ordered: Whether by name, which takes a list of each folder's entries in memory.
     """
     with scandir(folder) as entries:
-        visible: Any = (entry for entry in entries if not entry.name.startswith("."))
+        visible: Any = (entry for entry in entries if _visible(entry.name))
         for entry in sorted(visible, key=lambda entry: entry.name) if ordered else visible:
             if entry.is_dir():
                 yield from files_below(entry.path, ordered=ordered)
             else:
                 yield entry.path
+
+
+def _visible(name: str) -> bool:
+    return not name.startswith(".") and name not in _HIDDEN
 
 
 def read_file(modality: str, path: str) -> Any:
@@ -202,7 +208,7 @@ def split_word(value: Any, place: str) -> str:
 
 
 def _from_folder(folder: Path, modality: str, labelled: bool) -> Collection:
-    tops = sorted(each for each in folder.iterdir() if each.is_dir() and not each.name.startswith("."))
+    tops = sorted(each for each in folder.iterdir() if each.is_dir() and _visible(each.name))
     known = {name for names in SPLITS.values() for name in names}
     by_split = bool(tops) and all(top.name.lower() in known for top in tops)
     parts: list[Any] = [(split_word(top.name, str(top)), top) for top in tops] if by_split else [(None, folder)]
@@ -212,7 +218,7 @@ def _from_folder(folder: Path, modality: str, labelled: bool) -> Collection:
     if not labelled:
         values = list(files_below(folder, ordered=True))
     for split, part in parts if labelled else ():
-        for group in sorted(each for each in part.iterdir() if each.is_dir() and not each.name.startswith(".")):
+        for group in sorted(each for each in part.iterdir() if each.is_dir() and _visible(each.name)):
             found = list(files_below(group, ordered=True))
             values += found
             labels += [group.name] * len(found)

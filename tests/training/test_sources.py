@@ -38,6 +38,15 @@ def test_classes_that_are_numbers_come_in_their_order(tmp_path):
     assert read_source(tmp_path / "root", "text").classes == ["0", "2", "10"]
 
 
+def test_what_systems_leave_in_folders_is_no_sample(tmp_path):
+    folder = write_texts(tmp_path / "data", 4)
+    expected = sorted(files_below(folder))
+    for name in (".DS_Store", "Thumbs.db", "desktop.ini", ".cache/x.txt"):
+        (folder / "cat" / name).parent.mkdir(exist_ok=True)
+        (folder / "cat" / name).write_text("no sample")
+    assert sorted(name for rows in read_source(folder, "text").splits.values() for name in names(rows)) == expected
+
+
 def test_a_drawn_split_has_the_same_share_of_each_class(tmp_path):
     source = read_source(write_texts(tmp_path / "data", 20), "text")
     assert source.drawn
