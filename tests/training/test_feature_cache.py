@@ -1,9 +1,6 @@
 """The feature cache: what it keeps, when it hits, and that a head learns from it as from the trunk."""
 
 import os
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -230,26 +227,6 @@ def test_an_interrupted_extraction_goes_on(text: Any, tmp_path: Path, monkeypatc
         compute(FeatureCache(tmp_path), model, TEXT, collator)
     model.encode_parts = encode
     assert compute(FeatureCache(tmp_path), model, TEXT, collator).misses == 6
-
-
-@pytest.mark.slow
-def test_a_killed_extraction_keeps_what_was_written(tmp_path: Path) -> None:
-    """Ten times, at random moments; the last run has the features of a run that nothing stopped."""
-    command = [sys.executable, str(Path(__file__).parents[1] / "support" / "fill_cache.py"), str(tmp_path / "cache")]
-    random, kept = np.random.default_rng(0), [0]
-    for _ in range(10):
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        assert process.stdout is not None
-        process.stdout.readline()  # the imports are done
-        time.sleep(random.uniform(0, 0.3))
-        process.kill()
-        process.wait()
-        kept.append(sum(each["samples"] for each in FeatureCache(tmp_path / "cache").sizes().values()))
-    assert kept == sorted(kept)
-    assert kept[-1] > 0
-    finished = subprocess.run(command, capture_output=True, text=True, check=True)
-    straight = subprocess.run([*command[:2], str(tmp_path / "other")], capture_output=True, text=True, check=True)
-    assert finished.stdout.split()[-1] == straight.stdout.split()[-1]
 
 
 def test_a_file_that_was_being_written_is_not_read(text: Any, tmp_path: Path) -> None:

@@ -1,9 +1,5 @@
 """Runs that were killed end as those that were not."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,23 +7,31 @@ import torch
 from safetensors.torch import load_file
 
 from meta_transformer.training import last_checkpoint, resuming
-
-SCRIPT = Path(__file__).parents[1] / "support/killed_training.py"
-
-
-def outcomes(kind: str, folder: Path, preset: str) -> list[int]:
-    """How the processes of the script ended; see there."""
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), kind, str(folder), preset],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.strip().splitlines()[-1])
+from tests.support.kills import outcomes
 
 
 def same_end(folder: Path) -> bool:
-    whole, killed = (load_file(folder / name / "end/model.safetensors") for name in ("whole", "killed"))
-    return whole.keys() == killed.keys() and all(torch.equal(killed[name], whole[name]) for name in whole)
+    """Whether all that both runs saved at their ends is equal."""
+    whole, killed = (
+        {
+            (each, path.name): load_file(path)
+            for each in ("end", "pack")
+            for path in (folder / name / each).glob("*.safetensors")
+        }
+        for name in ("whole", "killed")
+    )
+    assert whole
+    return whole.keys() == killed.keys() and all(
+        found.keys() == killed[path].keys() and all(torch.equal(killed[path][name], found[name]) for name in found)
+        for path, found in whole.items()
+    )
+
+
+def killed_ten_times(codes: list[int]) -> bool:
+    """Whether the runs were killed before they ended, with two exceptions at most, and all else went well."""
+    whole, *pairs = codes
+    runs, examinations = pairs[::2], pairs[1::2]
+    return (whole, runs[-1], set(examinations)) == (0, 0, {0}) and len(runs) == 11 and runs.count(-9) >= 8
 
 
 def checkpoint(folder: Path, step: int, state: str = '{"global_step": 1}') -> Path:
@@ -48,11 +52,19 @@ def test_a_run_killed_within_an_epoch_ends_as_one_that_was_not(preset: str, tmp_
 
 @pytest.mark.slow
 def test_ten_kills_at_any_moment_lose_nothing_but_steps_that_are_trained_again(tmp_path: Path) -> None:
-    whole, *pairs, last = outcomes("often", tmp_path, "last_1")
-    killed, examined = pairs[::2], pairs[1::2]
-    assert (whole, last, set(examined)) == (0, 0, {0})
-    assert len(killed) == 10
-    assert killed.count(-9) >= 8, "the premise: killed before the end"
+    assert killed_ten_times(outcomes("train", tmp_path, "last_1"))
+    assert same_end(tmp_path)
+
+
+@pytest.mark.slow
+def test_ten_kills_while_features_are_cached_lose_nothing_that_was_written(tmp_path: Path) -> None:
+    assert killed_ten_times(outcomes("extract", tmp_path))
+    assert (tmp_path / "killed/samples.txt").read_text() == "400"
+
+
+@pytest.mark.slow
+def test_ten_kills_of_caching_training_and_saving_leave_nothing_that_loads_by_halves(tmp_path: Path) -> None:
+    assert killed_ten_times(outcomes("everything", tmp_path))
     assert same_end(tmp_path)
 
 
