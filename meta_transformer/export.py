@@ -79,16 +79,19 @@ def export_onnx(
         The path of the file.
 
     Raises:
-        ValueError: As of `export_program`; or an operation has no counterpart in ONNX, as the sampling of point clouds.
+        ValueError: As of `export_program`; or an operation has no counterpart in ONNX.
         ImportError: The packages of ONNX are not there.
     """
     with needs("onnx and onnxscript to export", "export"):
         import onnx  # noqa: F401
-        import onnxscript  # noqa: F401
+
+        from .onnx_operators import TRANSLATIONS
     program, names = _trace(model, batch)
     try:
         with torch.no_grad():
-            onnx_program: Any = torch.onnx.export(program, output_names=names, dynamo=True, verbose=False)
+            onnx_program: Any = torch.onnx.export(
+                program, output_names=names, dynamo=True, verbose=False, custom_translation_table=TRANSLATIONS
+            )
     except torch.onnx.errors.OnnxExporterError as error:
         raise ValueError(f"ONNX cannot express this model: {_reason(error)}. Use export_program.") from error
     with atomic_folder(folder, [f"{_ONNX}.data"]) as staging:

@@ -110,7 +110,7 @@ class AudioTokenizer(ModalityTokenizer):
             input_features = input_features.masked_fill(~mask[:, :, None], 0)
         (_, patch), (_, stride) = self.patch_size, self.stride
         # With stride - 1 frames more, the convolution's rounding down leaves no frame out.
-        padding = patch - frames if frames < patch else stride - 1
+        padding = max(patch - frames, stride - 1)
         spectrogram = functional.pad(input_features.transpose(1, 2), (0, padding, 0, self.mel_padding))
         patches = self.projection(spectrogram[:, None])  # (batch, hidden, frequencies, times)
         frequencies, times = patches.shape[2:]

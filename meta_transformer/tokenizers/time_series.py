@@ -196,7 +196,7 @@ class TimeSeriesTokenizer(ModalityTokenizer):
         """Patches `(batch, patches, channels, patch_length)` of `(batch, steps, channels)`, `fill` past both ends."""
         steps = signal.shape[1] + 2 * self.front
         # With stride - 1 steps more, the rounding down leaves no step out.
-        end = self.patch_length - steps if steps < self.patch_length else self.stride - 1
+        end = max(self.patch_length - steps, self.stride - 1)
         signal = functional.pad(signal, (0, 0, self.front, self.front + end), value=fill)
         return signal.unfold(1, self.patch_length, self.stride)
 
