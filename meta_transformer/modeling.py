@@ -86,8 +86,8 @@ class MetaTransformerPreTrainedModel(FreezingMixin, LoadingMixin, SharingMixin, 
         _advertise_inputs(type(self).forward)
 
     def post_init(self) -> None:
-        self._add_configured_lora()
         super().post_init()
+        self._add_configured_lora()  # the magnitudes of DoRA follow from the initialised weights
         self._apply_freezing()
 
     @torch.no_grad()

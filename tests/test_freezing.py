@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from meta_transformer import MetaTransformerConfig, MetaTransformerForClassification, MetaTransformerModel
+from meta_transformer.encoder.lora import lora_layers
 
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
 NOISE = {"attention_dropout": 0.5, "drop_path_rate": 0.5}
@@ -52,6 +53,15 @@ def adapted(**options: Any) -> MetaTransformerForClassification:
     model = make_model()
     model.freeze_encoder("lora", **{"r": 4, "init_lora_weights": False, **options})
     return model
+
+
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_a_new_model_with_adapters_starts_as_its_trunk_alone(use_dora: bool) -> None:
+    model = make_model(lora={"r": 4, "use_dora": use_dora})
+    found = model(**make_batch()).logits
+    for layer in lora_layers(model.model.encoder).values():
+        layer.enable_adapters(False)
+    assert_close(found, model(**make_batch()).logits)
 
 
 def test_all_and_none_are_the_two_that_there_were() -> None:
