@@ -44,6 +44,7 @@ class SharingMixin(Model):
         metrics: Mapping[str, Any] | None = None,
         license: str | None = None,
         tags: list[str] | str | None = None,
+        datasets: list[str] | str | None = None,
         distributed_checkpoint: bool = False,
         **options: Any,
     ) -> None:
@@ -63,6 +64,7 @@ class SharingMixin(Model):
             metrics: Results for the card, by name: numbers or text.
             license: The hub's word for the licence of the weights, such as `"apache-2.0"`.
             tags: Further tags for the card.
+            datasets: Names on the hub of the data sets that the model was trained on, for the card.
             distributed_checkpoint: As of transformers: each process writes its own part, which is not atomic and makes
                 no card.
             options: `variant`, `save_peft_format`, `save_original_format` as of transformers; and with `push_to_hub`,
@@ -88,7 +90,13 @@ class SharingMixin(Model):
             if push_to_hub:
                 repo_id = options.get("repo_id") or folder.resolve().name
                 repository = Repository(repo_id, **_pick(options, _FOR_REPOSITORY))
-            card = {"metrics": metrics, "license": license, "tags": tags, "state_dict": state_dict}
+            card = {
+                "metrics": metrics,
+                "license": license,
+                "tags": tags,
+                "datasets": datasets,
+                "state_dict": state_dict,
+            }
             files = self._save(folder, repository, processor, weights, card)
             if repository is not None:
                 repository.upload(folder, files, supersede=self._weight_files(weights), **_pick(options, _FOR_COMMIT))
@@ -105,6 +113,7 @@ class SharingMixin(Model):
         metrics: Mapping[str, Any] | None = None,
         license: str | None = None,
         tags: list[str] | str | None = None,
+        datasets: list[str] | str | None = None,
         max_shard_size: int | str = "5GB",
         private: bool | None = None,
         token: str | bool | None = None,
@@ -121,7 +130,7 @@ class SharingMixin(Model):
         Args:
             repo_id: `"owner/name"`, or a name in the own namespace; made if absent.
             processor: The processor to upload beside the model.
-            metrics: As of `save_pretrained`, and so are `license`, `tags` and `max_shard_size`.
+            metrics: As of `save_pretrained`, and so are `license`, `tags`, `datasets` and `max_shard_size`.
             private: Whether a new repository is private; `None` for the account's default.
             token: Access token; by default the one of `hf auth login`.
             revision: Branch to commit to, made if absent; `None` for the main one.
@@ -137,7 +146,7 @@ class SharingMixin(Model):
         """
         _check(processor, metrics, {})
         repository = Repository(repo_id, private=private, token=token, revision=revision, create_pr=create_pr)
-        card = {"metrics": metrics, "license": license, "tags": tags}
+        card = {"metrics": metrics, "license": license, "tags": tags, "datasets": datasets}
         with TemporaryDirectory() as folder:
             weights = {"max_shard_size": max_shard_size}
             files = self._save(Path(folder), repository, processor, weights, card)

@@ -58,6 +58,7 @@ class TaskPackMixin(Model):
         metrics: Mapping[str, Any] | None = None,
         license: str | None = None,
         tags: list[str] | str | None = None,
+        datasets: list[str] | str | None = None,
     ) -> None:
         """Write what the task adds to the trunk, the processor if given, and a model card: all of them or none.
 
@@ -70,13 +71,14 @@ class TaskPackMixin(Model):
             metrics: Results for the card, by name: numbers or text.
             license: The hub's word for the licence of the pack, such as `"apache-2.0"`.
             tags: Further tags for the card.
+            datasets: Names on the hub of the data sets that the task was trained on, for the card.
 
         Raises:
             TypeError: A processor or metrics of a wrong type.
             ValueError: The trunk is not frozen, has adapters that are not active or merged, or `folder` is a file or
                 holds a whole checkpoint.
         """
-        card = {"processor": processor, "metrics": metrics, "license": license, "tags": tags}
+        card = {"processor": processor, "metrics": metrics, "license": license, "tags": tags, "datasets": datasets}
         description = self._describe_pack(card)
         _refuse_checkpoint(folder, (Path(folder) / "config.json").is_file())
         if self.should_save_on_this_rank(True):
@@ -90,6 +92,7 @@ class TaskPackMixin(Model):
         metrics: Mapping[str, Any] | None = None,
         license: str | None = None,
         tags: list[str] | str | None = None,
+        datasets: list[str] | str | None = None,
         private: bool | None = None,
         token: str | bool | None = None,
         revision: str | None = None,
@@ -106,7 +109,7 @@ class TaskPackMixin(Model):
             TypeError: As of `save_task_pack`.
             ValueError: As of `save_task_pack`, or the repository holds a whole checkpoint.
         """
-        card = {"processor": processor, "metrics": metrics, "license": license, "tags": tags}
+        card = {"processor": processor, "metrics": metrics, "license": license, "tags": tags, "datasets": datasets}
         description = self._describe_pack(card)  # or refuse, before a repository is made
         repository = Repository(repo_id, private=private, token=token, revision=revision, create_pr=create_pr)
         present = repository.api.list_repo_files(repository.name, revision=revision)

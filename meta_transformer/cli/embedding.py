@@ -20,6 +20,7 @@ import numpy as np
 from transformers import set_seed
 
 from .. import MetaTransformerConfig, MetaTransformerModel, MetaTransformerProcessor
+from ..checkpoints.dataset_card import DESCRIPTION_KEY, describe_features
 from ..extras import needs
 from ..registry import MODALITIES
 from ..training import DataCollatorForMetaTransformer
@@ -92,7 +93,10 @@ def embed_files(
 
     chunks = iter(lambda: list(islice(samples, part_size)), [])
     failed = _embed(map(rows_of_part, chunks), model, collator, parts, errors, batch_size)
-    count = _assemble(parts, output)
+    told = [*(["--column", column] if column else []), *(word for each in call for word in ("--call", each))]
+    told += [] if name else ["--seed", str(seed)]
+    description = describe_features(model, processor, modality, data=data, name=name, options=told)
+    count = _assemble(parts, output, description)
     say(f"Written: {count:,} vectors to {output}")
     if failed:
         say(f"{failed:,} could not be read, see {errors}")
@@ -235,18 +239,19 @@ def _holds(hashes: np.ndarray, value: int) -> bool:
     return place < len(hashes) and int(hashes[place]) == value
 
 
-def _assemble(parts: Path, output: Path) -> int:
-    """All parts as one file, part by part; return the number of rows."""
+def _assemble(parts: Path, output: Path, description: dict[str, Any]) -> int:
+    """All parts as one file, part by part, which says what it holds; return the number of rows."""
     from pyarrow import parquet
 
     found = sorted(parts.glob("part-*.parquet"))
     if not found:
         raise ValueError("no sample could be embedded; see the errors beside the output.")
     unfinished, count = output.with_name(f".{output.name}.unfinished"), 0
-    with parquet.ParquetWriter(unfinished, parquet.read_schema(found[0])) as writer:
+    schema = parquet.read_schema(found[0]).with_metadata({DESCRIPTION_KEY: json.dumps(description)})
+    with parquet.ParquetWriter(unfinished, schema) as writer:
         for part in found:
             table = parquet.read_table(part)
-            writer.write_table(table)
+            writer.write_table(table.cast(schema))
             count += len(table)
     os.replace(unfinished, output)
     shutil.rmtree(parts)

@@ -13,6 +13,7 @@ import numpy as np
 import transformers
 from transformers import set_seed
 
+from ..checkpoints.model_card import is_hub_name
 from ..registry import MODALITIES
 from ..training import DataCollatorForMetaTransformer, last_checkpoint
 from ..training.splits import Source, read_source
@@ -160,9 +161,11 @@ def _train(settings: TrainSettings, source: Source) -> int:
         "steps": trainer.state.global_step,
         "trained_parameters": model.parameter_summary().trainable,
         "encoder_fingerprint": model.encoder_fingerprint(),
+        "datasets": [settings.data] if is_hub_name(settings.data) else [],
         "seconds": time.perf_counter() - start,
     }
-    model.save_pretrained(folder, processor=processor, metrics={name: round(each, 4) for name, each in metrics.items()})
+    metrics = {name: round(each, 4) for name, each in metrics.items()}
+    model.save_pretrained(folder, processor=processor, metrics=metrics, datasets=results["datasets"])
     picture.save(folder)
     write_json(folder / RESULTS_FILE, results)  # last: it says that all is there
     shutil.rmtree(folder / "trainer", ignore_errors=True)

@@ -30,18 +30,18 @@ def convert(
 
 
 def push(
-    folder: Annotated[str, typer.Argument(help="Folder of a saved model.")],
+    folder: Annotated[str, typer.Argument(help="Folder of a saved model; or the table of features of embed.")],
     repo_id: Annotated[str, typer.Argument(help="owner/name on the hub, made if absent.")],
     private: Annotated[bool | None, typer.Option(help="Of a new repository.")] = None,
     config: CONFIG = None,
 ) -> None:
-    """Upload a model with processor and card, in one commit.
+    """Upload a model with processor and card, in one commit; or a table of features as a data set with its card.
 
     The access token is that of `hf auth login`, or of HF_TOKEN; it is neither printed nor stored.
     """
-    from .sharing import push_model
+    from .sharing import push_model, push_table
 
-    push_model(folder, repo_id, private)
+    push_table(Path(folder), repo_id, private) if Path(folder).is_file() else push_model(folder, repo_id, private)
 
 
 def pack(

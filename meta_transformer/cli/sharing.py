@@ -6,13 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from .. import MetaTransformerModel, MetaTransformerProcessor, __version__
+from ..checkpoints.dataset_card import generate_dataset_card
+from ..checkpoints.hub import Repository
+from ..checkpoints.model_card import CARD_NAME, merge_cards
 from ..checkpoints.task_pack_files import read_pack
 from ..registry import HEADS, MODALITIES
 from .console import print_rows, say
 from .models import is_pack, load_model, load_task
 from .runs import RESULTS_FILE, parameter_rows, quiet
 
-__all__ = ["convert_weights", "describe", "describe_package", "make_pack", "push_model"]
+__all__ = ["convert_weights", "describe", "describe_package", "make_pack", "push_model", "push_table"]
 
 
 def describe_package() -> None:
@@ -109,10 +112,17 @@ def convert_weights(source: str, output: Path) -> None:
 def push_model(folder: str, repo_id: str, private: bool | None) -> None:
     """Upload a saved model with its processor, card and results."""
     quiet()
-    commit = load_model(folder).push_to_hub(
-        repo_id, processor=_processor(folder), metrics=_metrics(folder), private=private
-    )
+    commit = load_model(folder).push_to_hub(repo_id, processor=_processor(folder), **_results(folder), private=private)
     say(f"Uploaded: {commit.commit_url}")
+
+
+def push_table(table: Path, repo_id: str, private: bool | None) -> None:
+    """Upload features with their card; a card that a person wrote is kept."""
+    generate_dataset_card(table, repo_id)  # or refuse, before a repository is made
+    repository = Repository(repo_id, private=private, kind="dataset")
+    card = merge_cards(repository.card(), generate_dataset_card(table, repository.name))
+    contents = {} if card is None else {CARD_NAME: card.encode()}
+    say(f"Uploaded: {repository.upload(table.parent, [table.name], contents=contents).commit_url}")
 
 
 def _processor(name: str) -> MetaTransformerProcessor | None:
@@ -120,18 +130,20 @@ def _processor(name: str) -> MetaTransformerProcessor | None:
     return MetaTransformerProcessor.from_pretrained(name) if known else None
 
 
-def _metrics(name: str) -> dict[str, float] | None:
+def _results(name: str) -> dict[str, Any]:
+    """For the card: metrics, and data sets of the hub."""
     path = Path(name) / RESULTS_FILE
     if not path.is_file():
-        return None
-    found = json.loads(path.read_text(encoding="utf-8"))["metrics"]
-    return {metric: round(value, 4) for metric, value in found.items()}
+        return {}
+    found = json.loads(path.read_text(encoding="utf-8"))
+    metrics = {metric: round(value, 4) for metric, value in found["metrics"].items()}
+    return {"metrics": metrics, "datasets": found.get("datasets")}
 
 
 def make_pack(name: str, output: Path, repo_id: str | None, private: bool | None) -> None:
     """Save a task pack, upload it on request, and print what is in it."""
     model, processor, _ = load_task(name)
-    options: dict[str, Any] = {"processor": processor, "metrics": _metrics(name)}
+    options: dict[str, Any] = {"processor": processor, **_results(name)}
     model.save_task_pack(output, **options)
     _list_files(str(output))
     say(f"Written to {output}; it belongs to the trunk {model.encoder_fingerprint()}")

@@ -12,9 +12,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from huggingface_hub import ModelCard
 
-from tests.support.hub_stand_in import TOKEN, HubStandIn
+from meta_transformer import MetaTransformerModel
+from tests.support.hub_stand_in import TOKEN, HubStandIn, Repository
 from tests.support.sample_files import write_texts
+from tests.support.snippets import blocks
 
 COMMAND = [sys.executable, "-c", "from meta_transformer.cli import main; main()"]
 
@@ -124,11 +127,16 @@ def test_memory_does_not_grow_with_the_number_of_files(tmp_path):
     assert peaks[1] - peaks[0] < 30  # the features and names of 18,000 more samples alone are 16 MiB
 
 
+def variables_for(hub: HubStandIn, home: Path) -> dict[str, str]:
+    """What makes a process take the stand-in for the hub."""
+    found = {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": TOKEN, "NO_PROXY": "127.0.0.1,localhost"}
+    return found | {"HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+
+
 @pytest.mark.slow
 def test_push_uploads_model_processor_and_card_and_tells_no_token(trained, tmp_path):
     with HubStandIn() as hub:
-        variables = {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": TOKEN, "NO_PROXY": "127.0.0.1,localhost"}
-        variables |= {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+        variables = variables_for(hub, tmp_path)
         said = finish("push", trained, "you/texts", **variables)
         said += finish("pack", trained, tmp_path / "pack", "--push", "you/pack", **variables)
         said += finish("info", "you/texts", **variables)
@@ -137,6 +145,39 @@ def test_push_uploads_model_processor_and_card_and_tells_no_token(trained, tmp_p
     assert "cat, dog" in said
     kept = [path for path in tmp_path.rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]
     assert kept == []
+
+
+@pytest.mark.slow
+def test_features_that_were_pushed_load_as_their_card_says(texts, trained, tmp_path):
+    with HubStandIn() as hub:
+        variables = variables_for(hub, tmp_path)
+        finish("embed", texts, "--model", trained, "-o", tmp_path / "f.parquet")
+        assert "Uploaded" in finish("push", tmp_path / "f.parquet", "you/features", **variables)
+        card = hub.files("datasets/you/features")["README.md"].decode()
+        [source] = [source for source, _ in blocks(card)]
+        environment = {**os.environ, **variables}
+        done = subprocess.run([sys.executable, "-c", source], env=environment, capture_output=True, text=True)
+    assert done.stdout.strip() == "(32,)", done.stderr
+    assert MetaTransformerModel.from_pretrained(trained).encoder_fingerprint() in card
+    assert hub.files("datasets/you/features")["f.parquet"] == (tmp_path / "f.parquet").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_data_set_of_the_hub_is_named_on_the_cards_of_model_and_pack(trunk, tmp_path):
+    pd.DataFrame({"text": ["meow", "woof"] * 8, "label": ["cat", "dog"] * 8}).to_parquet(tmp_path / "t.parquet")
+    with HubStandIn() as hub:
+        variables = variables_for(hub, tmp_path / "home")
+        hub.repositories["datasets/you/pets"] = Repository({"main": []})
+        hub.repositories["datasets/you/pets"].commit(
+            "main", "data", {"t.parquet": (tmp_path / "t.parquet").read_bytes()}
+        )
+        options = ["-m", "text", "--encoder", trunk, "--epochs", 1]
+        finish("train", "you/pets", "-o", tmp_path / "run", *options, **variables)
+        finish("push", tmp_path / "run", "you/model", **variables)
+    finish("pack", tmp_path / "run", tmp_path / "pack")
+    cards = [(tmp_path / name / "README.md").read_text() for name in ("run", "pack")]
+    for card in (*cards, hub.files("you/model")["README.md"].decode()):
+        assert ModelCard(card).data.datasets == ["you/pets"]
 
 
 def test_help_of_every_command_and_the_version(run):

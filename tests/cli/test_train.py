@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from huggingface_hub import ModelCard
 
 from meta_transformer import (
     MetaTransformerForClassification,
@@ -42,6 +43,7 @@ def test_leaves_results_a_picture_and_a_card_with_the_metrics(trained):
     assert (trained / "confusion_matrix.png").read_bytes().startswith(b"\x89PNG")
     assert f"{results['metrics']['accuracy']:.4g}" in (trained / "README.md").read_text()
     assert not (trained / "trainer").exists()
+    assert ModelCard.load(trained / "README.md").data.datasets is None  # a folder is nothing that the hub knows
 
 
 def test_learns_what_can_be_learned(run, texts, tmp_path):

@@ -1,4 +1,4 @@
-"""A stand-in for huggingface.co on this machine: as much of its HTTP interface as uploads and downloads of models use.
+"""A stand-in for huggingface.co on this machine: as much of its HTTP interface as uploads and downloads use.
 
 Repositories live in memory. Files that end in one of `LFS` take the route of large files: uploaded by themselves, named
 by their SHA-256 in the commit, and downloaded through a redirect.
@@ -64,7 +64,7 @@ class HubStandIn:
     """The server; `with HubStandIn() as hub:` runs it.
 
     Attributes:
-        repositories: By `"owner/name"`.
+        repositories: By `"owner/name"`, those of data sets by `"datasets/owner/name"`.
         requests: All requests so far, as `"METHOD path"`.
         large_files: Contents by SHA-256.
     """
@@ -164,14 +164,15 @@ class _Handler(BaseHTTPRequestHandler):
 
     def create(self) -> None:
         payload = json.loads(self.body)
-        name = f"{payload.get('organization') or OWNER}/{payload['name']}"
+        short = f"{payload.get('organization') or OWNER}/{payload['name']}"
+        name = f"datasets/{short}" if payload.get("type") == "dataset" else short
         created = name not in self.hub.repositories
         if created:
             repository = Repository({"main": []}, private=payload.get("visibility") == "private")
             repository.commit("main", "initial commit", {".gitattributes": b"*.safetensors filter=lfs\n"})
             self.hub.repositories[name] = repository
         url = f"{self.hub.endpoint}/{name}"
-        self._answer_json({"url": url, "name": name, "id": name}, 200 if created else 409)
+        self._answer_json({"url": url, "name": short, "id": short}, 200 if created else 409)
 
     def branch(self, name: str, branch: str) -> None:
         repository, commit = self.hub.repository(name)
@@ -182,8 +183,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def info(self, name: str, revision: str | None = None) -> None:
         repository, commit = self.hub.repository(name, revision)
-        files = [{"rfilename": path} for path in commit.files]
-        self._answer_json({"id": name, "sha": commit.oid, "siblings": files, "tags": [], "private": repository.private})
+        files, short = [{"rfilename": path} for path in commit.files], name.removeprefix("datasets/")
+        self._answer_json(
+            {"id": short, "sha": commit.oid, "siblings": files, "tags": [], "private": repository.private}
+        )
 
     def tree(self, name: str, revision: str, _: str | None = None) -> None:
         _, commit = self.hub.repository(name, revision)
@@ -260,17 +263,18 @@ class _Handler(BaseHTTPRequestHandler):
         )
 
 
-_NAME, _REVISION = r"([^/]+/[^/]+)", r"([^/]+)"
+_NAME, _REVISION = r"((?:datasets/)?[^/]+/[^/]+)", r"([^/]+)"
+_API = f"/api/(?:models/)?{_NAME}"
 _ROUTES: list[tuple[tuple[str, ...], str, Callable[..., None]]] = [
     (("POST",), "/api/repos/create", _Handler.create),
     (("POST",), "/api/validate-yaml", _Handler.validate),
-    (("POST",), f"/api/models/{_NAME}/branch/{_REVISION}", _Handler.branch),
-    (("POST",), f"/api/models/{_NAME}/preupload/{_REVISION}", _Handler.preupload),
-    (("POST",), f"/api/models/{_NAME}/commit/{_REVISION}", _Handler.commit),
+    (("POST",), f"{_API}/branch/{_REVISION}", _Handler.branch),
+    (("POST",), f"{_API}/preupload/{_REVISION}", _Handler.preupload),
+    (("POST",), f"{_API}/commit/{_REVISION}", _Handler.commit),
     (("POST",), f"/{_NAME}.git/info/lfs/objects/batch", _Handler.batch),
     (("PUT", "GET", "HEAD"), "/large/([0-9a-f]{64})", _Handler.large),
-    (("GET",), f"/api/models/{_NAME}", _Handler.info),
-    (("GET",), f"/api/models/{_NAME}/revision/{_REVISION}", _Handler.info),
-    (("GET",), f"/api/models/{_NAME}/tree/{_REVISION}(/.*)?", _Handler.tree),
+    (("GET",), _API, _Handler.info),
+    (("GET",), f"{_API}/revision/{_REVISION}", _Handler.info),
+    (("GET",), f"{_API}/tree/{_REVISION}(/.*)?", _Handler.tree),
     (("GET", "HEAD"), f"/{_NAME}/resolve/{_REVISION}/(.+)", _Handler.resolve),
 ]
