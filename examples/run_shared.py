@@ -23,7 +23,7 @@ from meta_transformer.cli.console import pairs
 from meta_transformer.cli.defaults import Defaults
 from meta_transformer.cli.runs import write_json
 from meta_transformer.training import DataCollatorForMetaTransformer
-from meta_transformer.training.resuming import last_checkpoint
+from meta_transformer.training.resuming import resume
 from meta_transformer.training.sources import SPLITS
 from meta_transformer.training.splits import Source
 
@@ -307,7 +307,7 @@ def train(
         compute_metrics=model.metrics(),
     )
     folder = Path(str(arguments.output_dir))
-    found = trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint or last_checkpoint(folder)).metrics
+    found = resume(trainer, arguments.resume_from_checkpoint)
     reported = reported_split(splits)
     found |= trainer.evaluate(splits[reported], metric_key_prefix=reported)
     found[f"{reported}_samples"] = len(splits[reported])

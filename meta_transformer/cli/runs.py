@@ -15,7 +15,7 @@ from transformers import set_seed
 
 from ..checkpoints.model_card import is_hub_name
 from ..registry import MODALITIES
-from ..training import DataCollatorForMetaTransformer, last_checkpoint
+from ..training import DataCollatorForMetaTransformer, last_checkpoint, resume
 from ..training.splits import Source, read_source
 from .batches import check_rows, evaluate_rows
 from .building import METRICS, SIZES, TrainSettings, make_model, make_processor, make_trainer
@@ -141,7 +141,7 @@ def _train(settings: TrainSettings, source: Source) -> int:
         say(f"Going on from {checkpoint}")
     print_rows("", ("part", "trained", "frozen"), parameter_rows(model))
     fingerprint = model.encoder_fingerprint()
-    trainer.train(resume_from_checkpoint=checkpoint)
+    resume(trainer, checkpoint)
     if stop.asked and trainer.state.global_step < trainer.state.max_steps:
         say(f"Stopped and saved at step {trainer.state.global_step:,} of {trainer.state.max_steps:,}.")
         say(f"The same command goes on: meta-transformer {' '.join(sys.argv[1:])}")

@@ -10,7 +10,7 @@ from .head_model import HeadModel
 from .layerwise import layerwise_learning_rates
 from .masked_series import anomaly_scores, hide_steps
 from .mixture import TaskMixture, TemperatureBatchSampler
-from .resuming import last_checkpoint
+from .resuming import last_checkpoint, resume
 from .token_budget import TokenBudgetBatchSampler, count_tokens
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "hide_steps",
     "last_checkpoint",
     "layerwise_learning_rates",
+    "resume",
 ]
 
 _TRAINERS = {"MixtureTrainer": "mixture_trainer", "TokenBudgetTrainer": "token_budget_trainer"}

@@ -4,19 +4,65 @@ import json
 import os
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from transformers.utils import logging
 
-__all__ = ["last_checkpoint"]
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+__all__ = ["last_checkpoint", "resume"]
 
 logger = logging.get_logger(__name__)
+
+
+def resume(trainer: "Trainer", checkpoint: str | os.PathLike | None = None) -> dict[str, float]:
+    """Train, from the last whole checkpoint if there is one, to the end that a run without a stop has.
+
+    A run may be killed when it has learned all, before its results are written. From there `trainer.train` goes on
+    learning: a step, where `max_steps` ends within an epoch; an epoch, where `EarlyStoppingCallback` had ended it. Here
+    the model gets the weights of its end.
+
+    Args:
+        trainer: With its model, data and callbacks.
+        checkpoint: To go on from; by default `last_checkpoint` of its `output_dir`.
+
+    Returns:
+        The metrics of `trainer.train`; none if there was nothing left to learn.
+    """
+    checkpoint = checkpoint or last_checkpoint(str(trainer.args.output_dir))
+    sharded = trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled  # loaded by their own engines, as they train
+    state = None if checkpoint is None or sharded else _end(trainer, Path(checkpoint))
+    if state is None:
+        return trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint)).metrics
+    trainer.state = state
+    best = state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
+    trainer._load_from_checkpoint(best if best and Path(best).is_dir() else str(checkpoint))
+    return {}
+
+
+def _end(trainer: "Trainer", checkpoint: Path) -> Any:
+    """The state of a run that had learned all by this checkpoint, as the trainer is set now; else `None`."""
+    from transformers import EarlyStoppingCallback, TrainerState
+
+    state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    waited: Any = state.stateful_callbacks.get("EarlyStoppingCallback", {})
+    waited = waited[0] if isinstance(waited, list) else waited
+    count = waited.get("attributes", {}).get("early_stopping_patience_counter", 0)
+    patience = [
+        each.early_stopping_patience
+        for each in trainer.callback_handler.callbacks
+        if isinstance(each, EarlyStoppingCallback)
+    ]
+    early = any(count >= each for each in patience)
+    return state if early or 0 < trainer.args.max_steps <= state.global_step else None
 
 
 def last_checkpoint(folder: str | os.PathLike) -> str | None:
     """The newest checkpoint of a run that was not being written when the run was killed.
 
-    For `trainer.train(resume_from_checkpoint=last_checkpoint(folder))`. With `True` in its place, `Trainer` takes the
-    newest folder, whatever is in it, and what is missing there starts anew.
+    `resume` goes on from it. With `trainer.train(resume_from_checkpoint=True)`, `Trainer` takes the newest folder,
+    whatever is in it, and what is missing there starts anew.
 
     Args:
         folder: `output_dir` of the run.

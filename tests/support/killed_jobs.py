@@ -27,6 +27,7 @@ from meta_transformer.training import (
     HeadModel,
     feature_files,
     last_checkpoint,
+    resume,
 )
 from meta_transformer.training.feature_files import FeatureFile, index_features
 from tests.support.kills import ended, forked, kill_ten_times
@@ -63,7 +64,7 @@ def run_trainer(model: Any, rows: Any, folder: Path, *callbacks: TrainerCallback
         remove_unused_columns=collate is None, **options,
     )  # fmt: skip
     trainer = Trainer(model, arguments, data_collator=collate, train_dataset=rows, callbacks=list(callbacks))
-    trainer.train(resume_from_checkpoint=last_checkpoint(folder))
+    resume(trainer)
 
 
 def train(
@@ -93,7 +94,7 @@ def everything(folder: Path, say: Callable[[str], Any]) -> None:
     model, features = extract(folder, say)
     untrained = {name: tensor.clone() for name, tensor in model.head.state_dict().items()}
     say("training")
-    options = {"per_device_train_batch_size": 16, "num_train_epochs": 2, "save_steps": 1, "collate": features.collate}
+    options = {"per_device_train_batch_size": 16, "max_steps": 40, "save_steps": 1, "collate": features.collate}
     run_trainer(HeadModel(model), features, folder / "trainer", **options)
     trained = {name: tensor.clone() for name, tensor in model.head.state_dict().items()}
     say("saving")

@@ -1,12 +1,14 @@
 """Runs that were killed end as those that were not."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
 
-from meta_transformer.training import last_checkpoint, resuming
+from meta_transformer.training import last_checkpoint, resume, resuming
 from tests.support.kills import outcomes
 
 
@@ -66,6 +68,47 @@ def test_ten_kills_while_features_are_cached_lose_nothing_that_was_written(tmp_p
 def test_ten_kills_of_caching_training_and_saving_leave_nothing_that_loads_by_halves(tmp_path: Path) -> None:
     assert killed_ten_times(outcomes("everything", tmp_path))
     assert same_end(tmp_path)
+
+
+class Line(torch.nn.Module):
+    """One weight that learns 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"loss": (self.weight - labels).square().mean(), "logits": self.weight.expand(len(labels))}
+
+
+def trainer_in(folder: Path, **options: Any) -> Trainer:
+    """Epochs of 4 steps; each makes the loss worse that is evaluated."""
+    arguments = TrainingArguments(
+        folder, per_device_train_batch_size=1, learning_rate=0.1, save_strategy="epoch", eval_strategy="epoch",
+        load_best_model_at_end=True, use_cpu=True, report_to=[], disable_tqdm=True, label_names=["labels"],
+        restore_callback_states_from_checkpoint=True, **options,
+    )  # fmt: skip
+    rows, others = ([{"labels": value}] * 4 for value in (1.0, -1.0))
+    callbacks: Any = [EarlyStoppingCallback(2)]
+    return Trainer(Line(), arguments, train_dataset=rows, eval_dataset=others, callbacks=callbacks)
+
+
+@pytest.mark.parametrize(("option", "last"), [({"num_train_epochs": 6}, 12), ({"max_steps": 6}, 6)])
+def test_a_run_killed_after_its_last_step_learns_nothing_more(option: Any, last: int, tmp_path: Path) -> None:
+    whole, again = trainer_in(tmp_path, **option), trainer_in(tmp_path, **option)
+    assert resume(whole)
+    assert whole.state.global_step == last, "the premise: stopped early, or within an epoch"
+    assert resume(again) == {}
+    assert again.state.global_step == last
+    assert torch.equal(again.model.weight, whole.model.weight)
+    assert last_checkpoint(tmp_path) == str(tmp_path / f"checkpoint-{last}")
+
+
+def test_a_run_that_had_ended_goes_on_where_more_steps_are_asked_for(tmp_path: Path) -> None:
+    resume(trainer_in(tmp_path, max_steps=4))
+    longer = trainer_in(tmp_path, max_steps=8)
+    resume(longer)
+    assert longer.state.global_step == 8
 
 
 def test_the_newest_whole_checkpoint_is_found_and_the_others_are_named(tmp_path: Path, monkeypatch) -> None:
