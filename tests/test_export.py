@@ -51,11 +51,12 @@ def make_batch(processor: MetaTransformerProcessor, count: int, seed: int) -> di
     return dict(processor(**{modality: samples}, **options))
 
 
-def make_model(processor: MetaTransformerProcessor, head: str) -> MetaTransformerForTask:
-    """A model in which every weight matters."""
+def make_model(processor: MetaTransformerProcessor, head: str, **options: Any) -> MetaTransformerForTask:
+    """A model in which every weight matters, with options of its tokenizer."""
     torch.manual_seed(0)
     heads = {head: HEADS[head].head_class.dummy_config()}
-    config = MetaTransformerConfig(**TINY, modalities=processor.tokenizer_configs(), heads=heads)
+    modalities = {name: {**config, **options} for name, config in processor.tokenizer_configs().items()}
+    config = MetaTransformerConfig(**TINY, modalities=modalities, heads=heads)
     model = next(each for each in MetaTransformerForTask.__subclasses__() if each.head_name == head)(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -171,6 +172,28 @@ def test_every_modality_and_head_runs_under_onnxruntime(modality: str, head: str
     model = make_model(processor, head)
     export_onnx(model, make_batch(processor, 3, 0), tmp_path, processor=processor)
     assert_equal_outputs(OnnxModel.from_pretrained(tmp_path), model, processor)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("modality", "options", "size", "other"),
+    [
+        ("audio", {}, (54, 128), (3, 128)),  # shorter than a patch
+        ("image", {"image_size": 32}, (3, 32, 32), (3, 16, 64)),  # of as many patches as the table of positions
+        ("time_series", {}, (37, 3), (2, 3)),  # shorter than a patch
+        ("video", {"image_size": 32}, (4, 3, 32, 32), (3, 3, 48, 32)),  # of half a tubelet
+    ],
+)
+def test_no_rule_for_sizes_is_fixed_in_a_graph(
+    modality: str, options: dict[str, Any], size: tuple[int, ...], other: tuple[int, ...], tmp_path: Path
+) -> None:
+    name, model = MODALITIES[modality].model_input_names[0], make_model(fit(modality), "classification", **options)
+    export_onnx(model, {name: torch.randn(2, *size)}, tmp_path)
+    values = torch.randn(2, *other)
+    with torch.no_grad():
+        expected = model(**{name: values}).logits
+    found = OnnxModel.from_pretrained(tmp_path)(**{name: values})["logits"]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow

@@ -141,7 +141,10 @@ class ObjectDetectionHead(TaskHead):
         segment = self.segment_of(sequence)
         layout: Any = segment.layout
         count, like = len(sequence.embeddings), sequence.embeddings.float()
-        sizes = like.new_tensor(layout.size).expand(count, 2) if layout.sizes is None else layout.sizes.to(like)
+        if layout.sizes is None:  # not by `new_tensor`, which would make constants of an exported graph's sizes
+            sizes = torch.stack([like.new_full((count,), side) for side in layout.size], dim=1)
+        else:
+            sizes = layout.sizes.to(like)
         raw = sizes if original_sizes is None else self._checked_sizes(original_sizes, count).to(sizes)
         logits, boxes = self.decoder(sequence, segment, sizes)
         # From pixels of the input to those of the raw picture, and how far it goes, as boxes lie: sides in axis 1 or 2.

@@ -194,7 +194,7 @@ class PatchTokenizer(ModalityTokenizer):
 
     def _positions(self, grid: tuple[int, int]) -> Tensor:
         """The position table on a grid of `(rows, columns)`, as `(1, rows * columns, hidden)`."""
-        if grid == self.position_grid:
+        if grid == self.position_grid and not torch.compiler.is_exporting():  # a graph takes other sizes too
             return self.positions
         try:
             from timm.layers import resample_abs_pos_embed
