@@ -154,14 +154,24 @@ def pairs() -> list[tuple[str, str]]:
 
 
 PAIRS = pairs()
-# Those where a modality or a head comes first. The fast tier leaves the others out of tests that take seconds a case.
-FIRST = {next(pair for pair in PAIRS if name in pair) for pair in PAIRS for name in pair}
 SEPARABLE = [(modality, head) for modality, head in PAIRS if not HEADS[head].head_class.couples_samples]
 
 
+def cover(cases: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Few of the pairs that have every modality and every head: heads with the least choice take theirs first."""
+    of_head = {head: [pair for pair in cases if pair[1] == head] for _, head in cases}
+    found: list[tuple[str, str]] = []
+    for own in sorted(of_head.values(), key=len):
+        free = [pair for pair in own if pair[0] not in {modality for modality, _ in found}]
+        found.append((free or own)[0])
+    missing = {modality for modality, _ in cases} - {modality for modality, _ in found}
+    return found + [next(pair for pair in cases if pair[0] == modality) for modality in missing]
+
+
 def by_tier(cases: list[tuple[str, str]]) -> dict[str, Any]:
-    """Arguments of a fixture: each case, marked slow unless it is one of `FIRST`."""
-    params = [pytest.param(pair, marks=() if pair in FIRST else pytest.mark.slow) for pair in cases]
+    """Arguments of a fixture: each case, marked slow unless it is needed to cover all modalities and heads."""
+    fast = cover(cases)
+    params = [pytest.param(pair, marks=() if pair in fast else pytest.mark.slow) for pair in cases]
     return {"params": params, "ids": ["-".join(pair) for pair in cases]}
 
 

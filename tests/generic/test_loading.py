@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from contextlib import nullcontext
+from itertools import zip_longest
 
 import pytest
 import torch
@@ -33,20 +34,20 @@ def test_a_loaded_model_gives_the_same_and_is_frozen(case, tmp_path):
     assert any(p.requires_grad for p in loaded.model.tokenizers.parameters())
 
 
-def test_unfrozen_stays_unfrozen(case, tmp_path):
-    model = case.model()
+def test_unfrozen_stays_unfrozen(costly_case, tmp_path):
+    model = costly_case.model()
     model.unfreeze_encoder()
     model.save_pretrained(tmp_path)
-    assert all(p.requires_grad for p in case.model_class.from_pretrained(tmp_path).parameters())
+    assert all(p.requires_grad for p in costly_case.model_class.from_pretrained(tmp_path).parameters())
 
 
-def test_base_and_head_load_from_each_other(case, tmp_path):
-    model, batch = randomise(case.model()), case.batch()
+def test_base_and_head_load_from_each_other(costly_case, tmp_path):
+    model, batch = randomise(costly_case.model()), costly_case.batch()
     model.save_pretrained(tmp_path / "head")
     base = MetaTransformerModel.from_pretrained(tmp_path / "head")
     assert_close(base(**batch).to_tuple(), model.model(**batch).to_tuple(), rtol=0, atol=0)
     base.save_pretrained(tmp_path / "base")
-    again, report = case.model_class.from_pretrained(tmp_path / "base", output_loading_info=True)
+    again, report = costly_case.model_class.from_pretrained(tmp_path / "base", output_loading_info=True)
     assert_close(again.model(**batch).to_tuple(), base(**batch).to_tuple(), rtol=0, atol=0)
     assert all(name.startswith("head.") for name in report["missing_keys"])
 
@@ -61,10 +62,10 @@ def test_auto_classes_load_it(modality_case, tmp_path):
     assert_close(loaded(**batch).to_tuple(), model(**batch).to_tuple(), rtol=0, atol=0)
 
 
-def test_bfloat16_survives(case, tmp_path):
-    model = case.model().to(torch.bfloat16)
+def test_bfloat16_survives(costly_case, tmp_path):
+    model = costly_case.model().to(torch.bfloat16)
     model.save_pretrained(tmp_path)
-    loaded = case.model_class.from_pretrained(tmp_path)
+    loaded = costly_case.model_class.from_pretrained(tmp_path)
     assert {p.dtype for p in loaded.parameters()} == {torch.bfloat16}
     assert loaded.encoder_fingerprint() == model.encoder_fingerprint()
 
@@ -88,20 +89,40 @@ def test_weights_missing_from_a_checkpoint_are_initialised_as_in_a_new_model(cas
             assert_close(found[name], tensor, rtol=0, atol=0)
 
 
-def test_any_weight_may_be_missing_alone(costly_case, monkeypatch):
-    """What transformers allocates for missing weights is NaN here, so that none can be right by chance."""
-    config = costly_case.config()
-    weights = costly_case.model().state_dict()
+@pytest.fixture
+def poisoned(monkeypatch):
+    """What transformers allocates for missing weights is NaN, so that none can be right by chance."""
     zeros_like = torch.zeros_like
 
-    def poisoned(tensor, **options):
+    def poison(tensor, **options):
         return zeros_like(tensor, **options).fill_(float("nan") if tensor.is_floating_point() else 77)
 
-    monkeypatch.setattr(torch, "empty_like", poisoned)
+    monkeypatch.setattr(torch, "empty_like", poison)
+
+
+def load_without(case, weights, missing):
+    """A model of all weights but some, which are asserted to be initialised."""
+    rest = {name: value.clone() for name, value in weights.items() if name not in missing}
+    loaded = case.model_class.from_pretrained(None, config=case.config(), state_dict=rest)
+    for name in missing:
+        assert torch.isfinite(loaded.get_parameter(name)).all(), name
+
+
+def test_a_weight_may_be_missing_from_each_module(costly_case, poisoned):
+    """The first of each module, then the second of each: what else a module has is there."""
+    weights = costly_case.model().state_dict()
+    of_module = {}
+    for name in weights:
+        of_module.setdefault(name.rpartition(".")[0], []).append(name)
+    for missing in zip_longest(*of_module.values()):
+        load_without(costly_case, weights, [name for name in missing if name])
+
+
+@pytest.mark.slow
+def test_any_weight_may_be_missing_alone(costly_case, poisoned):
+    weights = costly_case.model().state_dict()
     for missing in weights:
-        rest = {name: value.clone() for name, value in weights.items() if name != missing}
-        loaded = costly_case.model_class.from_pretrained(None, config=config, state_dict=rest)
-        assert torch.isfinite(loaded.get_parameter(missing)).all(), missing
+        load_without(costly_case, weights, [missing])
 
 
 def test_a_model_built_on_the_meta_device_can_be_initialised(case):
@@ -116,15 +137,15 @@ def test_a_model_built_on_the_meta_device_can_be_initialised(case):
     assert torch.isfinite(case.prediction(model.eval()(**case.batch()))).all()
 
 
-def test_a_mismatched_head_can_be_replaced(case, tmp_path):
+def test_a_mismatched_head_can_be_replaced(costly_case, tmp_path):
     """With other classes, or, where the head's size does not follow from them, with everything as it was."""
-    small, large = case.model(num_labels=3), case.model(num_labels=5)
+    small, large = costly_case.model(num_labels=3), costly_case.model(num_labels=5)
     small.save_pretrained(tmp_path)
     labels = {index: str(index) for index in range(5)}
     follows = [p.shape for p in small.parameters()] != [p.shape for p in large.parameters()]
     with pytest.raises(RuntimeError, match="size") if follows else nullcontext():
-        case.model_class.from_pretrained(tmp_path, id2label=labels)
-    loaded = case.model_class.from_pretrained(tmp_path, id2label=labels, ignore_mismatched_sizes=True)
+        costly_case.model_class.from_pretrained(tmp_path, id2label=labels)
+    loaded = costly_case.model_class.from_pretrained(tmp_path, id2label=labels, ignore_mismatched_sizes=True)
     assert loaded.config.num_labels == 5
     assert [p.shape for p in loaded.parameters()] == [p.shape for p in large.parameters()]
 

@@ -36,11 +36,11 @@ def test_the_frozen_trunk_is_silent_in_training_mode(case):
     assert (model.model(**batch).last_hidden_state - quiet).abs().max() > 1e-3
 
 
-def test_an_unfrozen_trunk_gets_gradients(case):
-    model = case.model(freeze_encoder=False)
-    assert any(".encoder." in name for name in gradients(model, case))
+def test_an_unfrozen_trunk_gets_gradients(costly_case):
+    model = costly_case.model(freeze_encoder=False)
+    assert any(".encoder." in name for name in gradients(model, costly_case))
     model.freeze_encoder()
-    assert not any(".encoder." in name for name in gradients(model, case))
+    assert not any(".encoder." in name for name in gradients(model, costly_case))
 
 
 def test_training_leaves_the_fingerprint_and_lowers_the_loss(costly_case):
@@ -178,10 +178,10 @@ def test_lora_trains_under_reentrant_activation_checkpointing(costly_case):
     assert len([name for name, grad in found.items() if "lora" in name and grad.abs().max() > 0]) == 8
 
 
-def test_bfloat16_autocast_trains(case):
-    model = case.model().train()
+def test_bfloat16_autocast_trains(costly_case):
+    model = costly_case.model().train()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = model(**case.batch(), labels=case.labels()).loss
+        loss = model(**costly_case.batch(), labels=costly_case.labels()).loss
     assert loss.dtype == torch.float32
     loss.backward()
 
