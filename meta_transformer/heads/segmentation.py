@@ -140,7 +140,7 @@ class PyramidDecoder(nn.Module):
         total, (rows, columns) = finest.features, finest.size
         for level, coarse in enumerate(others, start=1):
             # Rows were rounded up when a map was halved, so it may reach beyond the finest one.
-            size = (coarse.size[0] << level, coarse.size[1] << level)
+            size = (coarse.size[0] * 2**level, coarse.size[1] * 2**level)
             total = total + coarse.resized(size)[:, :, :rows, :columns]
         return self.block(finest.replace(total))
 
