@@ -121,16 +121,30 @@ def test_no_checkpoint_can_run_code(path: Path) -> None:
             assert options.get("weights_only") == "True", f"{name(path)}:{node.lineno} lacks weights_only=True"
 
 
-def test_the_import_adds_no_heavy_package_to_those_of_transformers() -> None:
-    added = run(
+@pytest.fixture(scope="module")
+def added() -> list[set[str]]:
+    """The modules that two imports add to those of transformers: the package, then its training."""
+    printed = run(
         "import sys\n"
         "from transformers import AutoConfig, AutoModel, AutoProcessor, PreTrainedModel\n"
         "before = set(sys.modules)\n"
         "import meta_transformer\n"
-        "print(*sorted({module.partition('.')[0] for module in set(sys.modules) - before}))"
-    ).split()
-    assert "meta_transformer" in added, "the premise: the import did happen"
-    assert sorted(set(added) & set(HEAVY)) == []
+        "print(*set(sys.modules) - before)\n"
+        "import meta_transformer.training\n"
+        "print(*set(sys.modules) - before)"
+    )
+    return [set(line.split()) for line in printed.splitlines()]
+
+
+def test_the_import_adds_no_heavy_package_to_those_of_transformers(added: list[set[str]]) -> None:
+    packages = {module.partition(".")[0] for module in added[0]}
+    assert "meta_transformer" in packages, "the premise: the import did happen"
+    assert sorted(packages & set(HEAVY)) == []
+
+
+def test_trainer_is_imported_on_demand(added: list[set[str]]) -> None:
+    assert "meta_transformer.training" in added[1], "the premise: the import did happen"
+    assert "transformers.trainer" not in added[1]
 
 
 def test_the_package_imports_with_its_core_dependencies_alone(tmp_path: Path) -> None:

@@ -41,27 +41,24 @@ def save(target, last):
     sys.addaudithook(audit)
     model.save_pretrained(target, processor=processor, max_shard_size=shard_size)
 
-result = {}
-for scenario, (old, new, shard_size) in SCENARIOS.items():
-    model = MetaTransformerForClassification.from_pretrained(new)
-    processor = MetaTransformerProcessor.from_pretrained(new)
-    status, last = 1, 0
-    while status:
-        last += 1
-        target = Path(scenario) / str(last)
-        target.parent.mkdir(exist_ok=True)
-        if old:
-            shutil.copytree(old, target)
-        pid = os.fork()
-        if pid == 0:
-            try:
-                save(target, last)
-                os._exit(0)
-            finally:
-                os._exit(2)
-        status = os.waitpid(pid, 0)[1]
-        assert status in (0, signal.SIGKILL), status
-    result[scenario] = last - 1
+model = MetaTransformerForClassification.from_pretrained(new)
+processor = MetaTransformerProcessor.from_pretrained(new)
+status, result = 1, -1
+while status:
+    result += 1
+    target = Path("killed") / str(result + 1)
+    target.parent.mkdir(exist_ok=True)
+    if old:
+        shutil.copytree(old, target)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            save(target, result + 1)
+            os._exit(0)
+        finally:
+            os._exit(2)
+    status = os.waitpid(pid, 0)[1]
+    assert status in (0, signal.SIGKILL), status
 """
 SIZES = {"single": "1GB", "sharded": "150KB"}
 SCENARIOS = [
@@ -73,19 +70,22 @@ SCENARIOS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def killed(make_pair, run_python, tmp_path_factory):
-    """A folder with a subfolder for each scenario, in it one for each step, and how many steps there were."""
+# The fast tier has the scenario with the most kinds of steps: a new index and shards, and a file that goes.
+PARAMS = [pytest.param(each, marks=() if each == ("single", "sharded") else pytest.mark.slow) for each in SCENARIOS]
+
+
+@pytest.fixture(scope="module", params=PARAMS, ids="-".join)
+def killed(request, make_pair, run_python, tmp_path_factory):
+    """Old and new kind of checkpoint, the folder with both and a subfolder for each step, and how many steps it took."""
+    old, new = request.param
     root = tmp_path_factory.mktemp("killed")
     for index, name in enumerate(("old", "new")):
         model, processor = make_pair(seed=index, id2label={0: name, 1: "other"})
         processor.image.image_mean = index / 4
         for kind, size in SIZES.items():
             model.save_pretrained(root / f"{name}-{kind}", processor=processor, max_shard_size=size)
-    scenarios = {
-        f"{old}-{new}": ("" if old == "none" else f"old-{old}", f"new-{new}", SIZES[new]) for old, new in SCENARIOS
-    }
-    return root, run_python(f"SCENARIOS = {scenarios!r}\n{KILLER}", cwd=root)
+    scenario = ("" if old == "none" else f"old-{old}", f"new-{new}", SIZES[new])
+    return old, new, root, run_python(f"old, new, shard_size = {scenario!r}\n{KILLER}", cwd=root)
 
 
 def load(folder):
@@ -103,14 +103,13 @@ def is_same(checkpoint, expected):
     )
 
 
-@pytest.mark.parametrize(("old", "new"), SCENARIOS)
-def test_a_killed_save_leaves_old_or_new_or_is_refused_and_can_be_finished(old, new, killed):
-    root, steps = killed
+def test_a_killed_save_leaves_old_or_new_or_is_refused_and_can_be_finished(killed):
+    old, new, root, steps = killed
     before = None if old == "none" else load(root / f"old-{old}")
     after = load(root / f"new-{new}")
     found = []
-    for step in range(1, steps[f"{old}-{new}"] + 1):
-        folder = root / f"{old}-{new}" / str(step)
+    for step in range(1, steps + 1):
+        folder = root / "killed" / str(step)
         unfinished = (folder / ".unfinished-save").exists()
         try:
             checkpoint = load(folder)
@@ -130,15 +129,13 @@ def test_a_killed_save_leaves_old_or_new_or_is_refused_and_can_be_finished(old, 
 
 
 def test_a_save_that_was_not_killed_leaves_nothing_else_behind(killed):
-    root, steps = killed
-    for old, new in SCENARIOS:
-        folder = root / f"{old}-{new}" / str(steps[f"{old}-{new}"] + 1)
-        shards = set()
-        if new == "sharded":
-            shards = {"model.safetensors.index.json"}
-            shards |= set(json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"].values())
-        weights = shards or {"model.safetensors"}
-        assert set(os.listdir(folder)) == {"config.json", "processor_config.json", "README.md", *weights}
+    _, new, root, steps = killed
+    folder = root / "killed" / str(steps + 1)
+    weights = {"model.safetensors"}
+    if new == "sharded":
+        index = folder / "model.safetensors.index.json"
+        weights = {index.name, *json.loads(index.read_text())["weight_map"].values()}
+    assert set(os.listdir(folder)) == {"config.json", "processor_config.json", "README.md", *weights}
 
 
 @pytest.fixture

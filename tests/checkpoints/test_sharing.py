@@ -26,6 +26,7 @@ def test_a_folder_holds_weights_configuration_processor_and_card(make_pair, tmp_
     assert load_file(tmp_path / "deep" / "model" / "model.safetensors").keys() == model.state_dict().keys()
 
 
+@pytest.mark.slow
 def test_auto_classes_load_it_in_a_fresh_process(make_pair, run_python, tmp_path):
     model, processor = make_pair()
     model.save_pretrained(tmp_path, processor=processor)
@@ -170,6 +171,7 @@ def test_peft_saves_around_the_model(make_pair, tmp_path):
         assert_close(loaded(**batch).logits, wrapped(**batch).logits, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_the_main_process_is_the_one_of_rank_zero(make_pair, run_python, tmp_path):
     """Two processes with one folder, both of which say that they are the main one."""
     model, processor = make_pair()

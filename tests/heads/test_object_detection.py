@@ -54,7 +54,7 @@ def test_boxes_are_learned_where_they_lie(decoder, rate) -> None:
     made = model({"patch_size": 8, "image_size": [48, 64]}, lively=False, decoder=decoder).train()
     pixels, labels = squares()
     optimizer = torch.optim.AdamW([p for p in made.parameters() if p.requires_grad], lr=rate)
-    for _ in range(150 if decoder == "dense" else 300):
+    for _ in range(100 if decoder == "dense" else 250):
         made(pixel_values=pixels, labels=labels).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -91,7 +91,8 @@ def test_detection_tokens_learn_through_the_frozen_trunk() -> None:
     assert not any(parameter.requires_grad for parameter in made.model.encoder.parameters())
 
 
-@BOTH
+# The dense one also compiles and exports in tests/generic/test_export.py, in the fast tier.
+@pytest.mark.parametrize("decoder", [pytest.param("dense", marks=pytest.mark.slow), "set"])
 def test_it_compiles_and_exports(decoder) -> None:
     torch._dynamo.reset()
     made = model({"image_size": [32, 48]}, decoder=decoder)

@@ -231,12 +231,6 @@ def test_what_makes_no_batches_by_tokens_is_refused(model, rows, collator, tmp_p
             TokenBudgetTrainer(model, args, train_dataset=rows, data_collator=collator, max_tokens=BUDGET)
 
 
-def test_trainer_is_imported_on_demand():
-    code = "import sys, meta_transformer.training; print('transformers.trainer' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
-
-
 # What each process sees of two epochs: of a plain loop under accelerate, of training that goes through, and of training
 # that is resumed within the second epoch.
 PROCESS = """
