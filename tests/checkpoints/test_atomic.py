@@ -76,7 +76,7 @@ PARAMS = [pytest.param(each, marks=() if each == ("single", "sharded") else pyte
 
 @pytest.fixture(scope="module", params=PARAMS, ids="-".join)
 def killed(request, make_pair, run_python, tmp_path_factory):
-    """Old and new kind of checkpoint, the folder with both and a subfolder for each step, and how many steps it took."""
+    """The old and the new kind, a folder with both and in it `killed` with one for each step, and how many steps."""
     old, new = request.param
     root = tmp_path_factory.mktemp("killed")
     for index, name in enumerate(("old", "new")):

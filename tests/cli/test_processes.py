@@ -15,6 +15,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from meta_transformer import MetaTransformerModel
+from meta_transformer.cli import main
 from tests.support.hub_stand_in import TOKEN, HubStandIn, Repository
 from tests.support.sample_files import write_texts
 from tests.support.snippets import blocks

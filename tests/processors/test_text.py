@@ -16,9 +16,9 @@ from tokenizers import Tokenizer, models
 from transformers import (
     BertTokenizer,
     ByT5Tokenizer,
-    CanineTokenizer,
     CLIPTokenizer,
     GPT2Tokenizer,
+    PerceiverTokenizer,
     pipeline,
 )
 
