@@ -1,5 +1,6 @@
 """What all tests share: no network, the same examples in every run, and GPU tests only where there is a GPU."""
 
+import gc
 import os
 from collections.abc import Iterator
 
@@ -23,6 +24,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(without_gpu)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def settled() -> None:
+    """What is there before a file's tests stays: else each run of `Trainer` looks through all libraries for garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
