@@ -197,6 +197,21 @@ def test_no_rule_for_sizes_is_fixed_in_a_graph(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("modality", "size", "other"),
+    [("image", (3, 32, 32), (3, 48, 64)), ("video", (4, 3, 32, 32), (3, 3, 48, 32))],
+)
+def test_a_program_made_at_the_size_of_the_positions_takes_others(
+    modality: str, size: tuple[int, ...], other: tuple[int, ...]
+) -> None:
+    name, model = MODALITIES[modality].model_input_names[0], make_model(fit(modality), "classification", image_size=32)
+    program = export_program(model, {name: torch.randn(2, *size)}).module()
+    values = torch.randn(3, *other)
+    with torch.no_grad():
+        torch.testing.assert_close(program(**{name: values}).logits, model(**{name: values}).logits)
+
+
+@pytest.mark.slow
 def test_a_saved_program_gives_what_the_model_gives(tmp_path: Path) -> None:
     processor = fit("point_cloud")
     model = make_model(processor, "classification")

@@ -161,7 +161,7 @@ def label_options(task: str, source: Source, balanced: bool) -> dict[str, Any]:
         ValueError: Class weights for numbers.
     """
     if balanced and task != "classification":
-        raise ValueError(f"class_weights balance classes, and {task} has none; leave them out.")
+        raise ValueError(f"class_weights are for classification, got the task {task}; leave them out.")
     labels: Any = getattr(source.splits["train"], "labels", None)
     if balanced:
         return {"class_weights": balanced_class_weights(labels.tolist(), len(source.classes or ()))}

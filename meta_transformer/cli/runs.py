@@ -87,8 +87,10 @@ def _check(settings: TrainSettings) -> None:
         raise ValueError(f"--task forecasting is for --modality time_series, got {settings.modality!r}.")
     if settings.size not in SIZES:
         raise ValueError(f"--size must be one of {list(SIZES)}, got {settings.size!r}.")
-    if settings.class_weights and (settings.class_weights != "balanced" or settings.task != "classification"):
-        raise ValueError(f"--class-weights must be 'balanced', for classification, got {settings.class_weights!r}.")
+    if settings.class_weights not in (None, "balanced"):
+        raise ValueError(f"--class-weights must be 'balanced', got {settings.class_weights!r}.")
+    if settings.class_weights and settings.task != "classification":
+        raise ValueError(f"--class-weights is for classification, got --task {settings.task}; leave it out.")
 
 
 def _forget(folder: Path) -> None:

@@ -194,7 +194,8 @@ class PatchTokenizer(ModalityTokenizer):
 
     def _positions(self, grid: tuple[int, int]) -> Tensor:
         """The position table on a grid of `(rows, columns)`, as `(1, rows * columns, hidden)`."""
-        if grid == self.position_grid and not torch.compiler.is_exporting():  # a graph takes other sizes too
+        # A graph takes other sizes too; to compare them already fixes them in it.
+        if not torch.compiler.is_exporting() and grid == self.position_grid:
             return self.positions
         try:
             from timm.layers import resample_abs_pos_embed

@@ -157,8 +157,8 @@ class VideoTokenizer(ModalityTokenizer):
     def _complete(self, frames: Tensor, mask: Tensor | None, lengths: Tensor) -> Tensor:
         """Fill `frames` up to a multiple of the tubelet, and everything after a clip's end with its last frame."""
         size = frames.shape[1] + -frames.shape[1] % self.tubelet_size
-        exporting = torch.compiler.is_exporting()  # a graph takes other sizes too
-        if mask is None and size == frames.shape[1] and not exporting:
+        # A graph takes other sizes too; to compare them already fixes them in it.
+        if not torch.compiler.is_exporting() and mask is None and size == frames.shape[1]:
             return frames
         places = torch.arange(size, device=frames.device)
         if mask is None:

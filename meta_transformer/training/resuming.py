@@ -15,13 +15,15 @@ __all__ = ["last_checkpoint", "resume"]
 
 logger = logging.get_logger(__name__)
 
+_ROUNDING = 1e-6  # of the share of an epoch
+
 
 def resume(trainer: "Trainer", checkpoint: str | os.PathLike | None = None) -> dict[str, float]:
     """Train, from the last whole checkpoint if there is one, to the end that a run without a stop has.
 
     A run may be killed when it has learned all, before its results are written. From there `trainer.train` goes on
-    learning: a step, where `max_steps` ends within an epoch; an epoch, where `EarlyStoppingCallback` had ended it. Here
-    the model gets the weights of its end.
+    learning: a step, where the run ends within an epoch; an epoch, where `EarlyStoppingCallback` had ended it. Here the
+    model gets the weights of its end. Under FSDP and DeepSpeed, which load their own shards, it is `trainer.train`.
 
     Args:
         trainer: With its model, data and callbacks.
@@ -29,16 +31,32 @@ def resume(trainer: "Trainer", checkpoint: str | os.PathLike | None = None) -> d
 
     Returns:
         The metrics of `trainer.train`; none if there was nothing left to learn.
+
+    Raises:
+        ValueError: The checkpoint that was given is none, or was being written when a run was killed.
     """
+    if checkpoint is not None and (missing := _missing(Path(checkpoint))):
+        raise ValueError(f"{checkpoint} lacks {missing}; give a whole checkpoint, or none for the last whole one.")
     checkpoint = checkpoint or last_checkpoint(str(trainer.args.output_dir))
-    sharded = trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled  # loaded by their own engines, as they train
+    sharded = trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled
     state = None if checkpoint is None or sharded else _end(trainer, Path(checkpoint))
     if state is None:
         return trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint)).metrics
     trainer.state = state
-    best = state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
-    trainer._load_from_checkpoint(best if best and Path(best).is_dir() else str(checkpoint))
+    trainer._load_from_checkpoint(str(_best(trainer, Path(str(checkpoint)))))
     return {}
+
+
+def _best(trainer: "Trainer", checkpoint: Path) -> Path:
+    """The checkpoint that the run ends with, also if its folder was moved."""
+    if not (trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint):
+        return checkpoint
+    best = Path(trainer.state.best_model_checkpoint)
+    for place in (best, checkpoint.parent / best.name):
+        if place.is_dir():
+            return place
+    logger.warning(f"The best checkpoint, {best}, is not there any more; the model gets the weights of {checkpoint}.")
+    return checkpoint
 
 
 def _end(trainer: "Trainer", checkpoint: Path) -> Any:
@@ -55,7 +73,9 @@ def _end(trainer: "Trainer", checkpoint: Path) -> Any:
         if isinstance(each, EarlyStoppingCallback)
     ]
     early = any(count >= each for each in patience)
-    return state if early or 0 < trainer.args.max_steps <= state.global_step else None
+    steps, epochs = trainer.args.max_steps, trainer.args.num_train_epochs
+    all_of_it = state.global_step >= steps if steps > 0 else (state.epoch or 0) >= epochs - _ROUNDING
+    return state if early or all_of_it else None
 
 
 def last_checkpoint(folder: str | os.PathLike) -> str | None:

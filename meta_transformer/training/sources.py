@@ -48,7 +48,7 @@ _PATHS = ("path", "file_name", "file")
 # Columns of a table that hold samples, by modality, beside one that bears the modality's word.
 _COLUMNS = {"text": ("sentence", "document"), "graph": ("smiles", "molecule"), "image": ("img",)}
 # What Windows leaves in folders of pictures, beside what begins with a dot.
-_HIDDEN = ("Thumbs.db", "desktop.ini")
+_HIDDEN = ("thumbs.db", "desktop.ini")
 # Modalities whose samples are whole rows of a table.
 _WHOLE_ROWS = ("tabular", "hyperspectral")
 
@@ -166,7 +166,7 @@ def files_below(folder: str | PathLike, *, ordered: bool = False) -> Iterator[st
 
 
 def _visible(name: str) -> bool:
-    return not name.startswith(".") and name not in _HIDDEN
+    return not name.startswith(".") and name.lower() not in _HIDDEN
 
 
 def read_file(modality: str, path: str) -> Any:

@@ -93,7 +93,10 @@ def trainer_in(folder: Path, **options: Any) -> Trainer:
     return Trainer(Line(), arguments, train_dataset=rows, eval_dataset=others, callbacks=callbacks)
 
 
-@pytest.mark.parametrize(("option", "last"), [({"num_train_epochs": 6}, 12), ({"max_steps": 6}, 6)])
+ENDS = [({"num_train_epochs": 6}, 12), ({"num_train_epochs": 1.5}, 6), ({"max_steps": 6}, 6)]
+
+
+@pytest.mark.parametrize(("option", "last"), ENDS, ids=["stopped early", "half an epoch", "steps"])
 def test_a_run_killed_after_its_last_step_learns_nothing_more(option: Any, last: int, tmp_path: Path) -> None:
     whole, again = trainer_in(tmp_path, **option), trainer_in(tmp_path, **option)
     assert resume(whole)
@@ -102,6 +105,20 @@ def test_a_run_killed_after_its_last_step_learns_nothing_more(option: Any, last:
     assert again.state.global_step == last
     assert torch.equal(again.model.weight, whole.model.weight)
     assert last_checkpoint(tmp_path) == str(tmp_path / f"checkpoint-{last}")
+
+
+def test_the_best_checkpoint_is_found_where_the_run_was_moved(tmp_path: Path) -> None:
+    whole = trainer_in(tmp_path / "old", num_train_epochs=6)
+    resume(whole)
+    (tmp_path / "old").rename(tmp_path / "new")
+    again = trainer_in(tmp_path / "new", num_train_epochs=6)
+    assert resume(again) == {}
+    assert torch.equal(again.model.weight, whole.model.weight)
+
+
+def test_a_checkpoint_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="nowhere lacks trainer_state.json"):
+        resume(trainer_in(tmp_path), tmp_path / "nowhere")
 
 
 def test_a_run_that_had_ended_goes_on_where_more_steps_are_asked_for(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def test_classes_that_are_numbers_come_in_their_order(tmp_path):
 def test_what_systems_leave_in_folders_is_no_sample(tmp_path):
     folder = write_texts(tmp_path / "data", 4)
     expected = sorted(files_below(folder))
-    for name in (".DS_Store", "Thumbs.db", "desktop.ini", ".cache/x.txt"):
+    for name in (".DS_Store", "Thumbs.db", "Desktop.ini", ".cache/x.txt"):
         (folder / "cat" / name).parent.mkdir(exist_ok=True)
         (folder / "cat" / name).write_text("no sample")
     assert sorted(name for rows in read_source(folder, "text").splits.values() for name in names(rows)) == expected
