@@ -7,6 +7,7 @@ is in `dataset_card_template.md`.
 import json
 import shlex
 from collections.abc import Sequence
+from os.path import abspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +19,12 @@ from .model_card import describe_source, is_hub_name, marker, table_cell
 
 if TYPE_CHECKING:
     from pyarrow import DataType
+    from pyarrow.parquet import ParquetFile
 
     from ..modeling import MetaTransformerPreTrainedModel
     from ..processing import MetaTransformerProcessor
 
-__all__ = ["DESCRIPTION_KEY", "describe_features", "generate_dataset_card"]
+__all__ = ["DESCRIPTION_KEY", "describe_features", "generate_dataset_card", "read_description"]
 
 DESCRIPTION_KEY = "meta_transformer"  # in the metadata of the table
 _TEMPLATE = Path(__file__).with_name("dataset_card_template.md")
@@ -36,6 +38,8 @@ def describe_features(
     *,
     data: str,
     name: str | None,
+    fingerprint: str,
+    random_tokenizer: bool,
     options: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Say what features are of, for `generate_dataset_card`. Of paths the last part is told: the rest is private.
@@ -46,6 +50,8 @@ def describe_features(
         modality: What the samples are.
         data: Where they came from.
         name: Of the model; `None` if its weights are random.
+        fingerprint: Of all weights of the model, and of the processor.
+        random_tokenizer: Whether the tokenizer of the modality has random weights.
         options: Further ones of the command that made them.
 
     Returns:
@@ -54,14 +60,17 @@ def describe_features(
     part = processor.processors[modality]
     known = {key: value for key, value in part.to_dict().items() if isinstance(value, str | int | float)}
     known.pop("feature_extractor_type", None)
-    told = ", ".join(f"{key}={_public(value) if isinstance(value, str) else value}" for key, value in known.items())
+    told = ", ".join(f"{key}={_without_folders(str(value))}" for key, value in known.items())
     source = ["--model", _public(name)] if name else []
-    command = ["meta-transformer", "embed", _public(data), "--modality", modality, *source, *options]
+    further = [_public_option(option) for option in options]
+    command = ["meta-transformer", "embed", _public(data), "--modality", modality, *source, *further]
     return {
         "modality": modality,
         "data": _public(data),
         "model": name and _public(name),
         "fingerprint": model.encoder_fingerprint(),
+        "model_and_processor": fingerprint,
+        "random_tokenizer": random_tokenizer,
         "processor": f"{type(part).__name__}({told})",
         "command": shlex.join(command),
     }
@@ -78,20 +87,10 @@ def generate_dataset_card(table: Path, name: str) -> DatasetCard:
         The card; `str(card)` is the text of the file.
 
     Raises:
-        ValueError: No Parquet file, or one that does not say what its features are of.
+        ValueError: As of `read_description`.
     """
-    with needs("pyarrow to read Parquet files", "cli"):
-        from pyarrow import ArrowInvalid, parquet
-    try:
-        file = parquet.ParquetFile(table)
-    except ArrowInvalid as error:
-        raise ValueError(f"{table} is no Parquet file, or damaged ({error}).") from error
-    schema, rows = file.schema_arrow, file.metadata.num_rows
-    described = (schema.metadata or {}).get(DESCRIPTION_KEY.encode())
-    if described is None:
-        raise ValueError(f"{table} does not say what its features are of; make it by meta-transformer embed.")
-    description = json.loads(described)
-    data = description["data"]
+    file, description = _read(table)
+    schema, rows, data = file.schema_arrow, file.metadata.num_rows, description["data"]
     metadata = DatasetCardData(
         tags=["meta-transformer", description["modality"]],
         task_categories=["feature-extraction"],
@@ -112,14 +111,57 @@ def generate_dataset_card(table: Path, name: str) -> DatasetCard:
         samples=table_cell(data),
         source=table_cell(describe_source(description["model"])),
         fingerprint=description["fingerprint"],
+        model_and_processor=description.get("model_and_processor"),  # which older tables lack
+        random_tokenizer=description.get("random_tokenizer"),
         processor=f"`{table_cell(description['processor'])}`",
         command=description["command"],
     )
 
 
+def read_description(table: Path) -> dict[str, Any]:
+    """Read what a table of features is of.
+
+    Args:
+        table: The Parquet file.
+
+    Returns:
+        What `describe_features` made, and what was added to it.
+
+    Raises:
+        ValueError: There is no file, or no Parquet file, or one that does not say what its features are of.
+    """
+    return _read(table)[1]
+
+
+def _read(table: Path) -> tuple["ParquetFile", dict[str, Any]]:
+    with needs("pyarrow to read Parquet files", "cli"):
+        from pyarrow import ArrowInvalid, parquet
+    if not table.is_file():
+        raise ValueError(f"there is no file {table}; make it by meta-transformer embed.")
+    try:
+        file = parquet.ParquetFile(table)
+    except (ArrowInvalid, OSError) as error:  # OSError is what a footer that was written over gives
+        raise ValueError(f"{table} is no Parquet file, or damaged ({error}).") from error
+    described = (file.schema_arrow.metadata or {}).get(DESCRIPTION_KEY.encode())
+    if described is None:
+        raise ValueError(f"{table} does not say what its features are of; make it by meta-transformer embed.")
+    return file, json.loads(described)
+
+
 def _public(name: str) -> str:
-    """The name of a repository, or the last part of a path."""
-    return name if is_hub_name(name) else Path(name).name
+    """The name of a repository, or the last part of a path; of the working folder, `.`, its name."""
+    return name if is_hub_name(name) else Path(abspath(name)).name or name
+
+
+def _public_option(option: str) -> str:
+    """`name=value` without the folders of a path; what else stands in a command as it is."""
+    name, sign, value = option.partition("=")
+    return f"{name}={_without_folders(value)}" if sign else option
+
+
+def _without_folders(value: str) -> str:
+    """A setting; of a path the last part."""
+    return value if is_hub_name(value) else Path(value).name or value
 
 
 def _describe_column(kind: "DataType") -> tuple[str, str]:

@@ -20,7 +20,7 @@ import numpy as np
 from transformers import set_seed
 
 from .. import MetaTransformerConfig, MetaTransformerModel, MetaTransformerProcessor
-from ..checkpoints.dataset_card import DESCRIPTION_KEY, describe_features
+from ..checkpoints.dataset_card import DESCRIPTION_KEY, describe_features, read_description
 from ..extras import needs
 from ..registry import MODALITIES
 from ..training import DataCollatorForMetaTransformer
@@ -65,22 +65,24 @@ def embed_files(
         The exit status: 1 if some of the samples could not be read.
 
     Raises:
-        ValueError: The parts are of other features, or a model or modality is missing.
+        ValueError: The output or the parts are of other features, or a model or modality is missing.
     """
     quiet()
     parts, errors = output.with_name(output.name + ".parts"), output.with_name(output.name + ".errors.csv")
+    set_seed(seed)
+    model, processor, modality, random = _load(name, modality)
+    settings = {"data": data, "modality": modality, "model": name, "column": column, "call": call}
+    settings["fingerprint"] = _fingerprint(model, processor)
+    identity = _digest(json.dumps(settings, sort_keys=True))
     if fresh:
         output.unlink(missing_ok=True)
         shutil.rmtree(parts, ignore_errors=True)
     if output.exists():
+        _check_finished(output, identity)
         shutil.rmtree(parts, ignore_errors=True)  # of a run that was killed as it cleared up
         say(f"{output} is finished; --fresh computes it anew.")
         return 0
     make_folder(output.parent)
-    set_seed(seed)
-    model, processor, modality = _load(name, modality)
-    settings = {"data": data, "modality": modality, "model": name, "column": column, "call": call}
-    settings["fingerprint"] = _fingerprint(model, processor)
     _open(parts, settings, output)
     done = _done(parts)
     if len(done):
@@ -94,17 +96,18 @@ def embed_files(
     chunks = iter(lambda: list(islice(samples, part_size)), [])
     failed = _embed(map(rows_of_part, chunks), model, collator, parts, errors, batch_size)
     told = [*(["--column", column] if column else []), *(word for each in call for word in ("--call", each))]
-    told += [] if name else ["--seed", str(seed)]
-    description = describe_features(model, processor, modality, data=data, name=name, options=told)
-    count = _assemble(parts, output, description)
+    told += ["--seed", str(seed)] if random or seed else []
+    facts = {"fingerprint": settings["fingerprint"], "random_tokenizer": random, "options": told}
+    description = describe_features(model, processor, modality, data=data, name=name, **facts)
+    count = _assemble(parts, output, {**description, "settings": identity})
     say(f"Written: {count:,} vectors to {output}")
     if failed:
         say(f"{failed:,} could not be read, see {errors}")
     return 1 if failed else 0
 
 
-def _load(name: str | None, modality: str | None) -> tuple[Any, MetaTransformerProcessor, str]:
-    """The model and the processor; where they are new, so for the modality alone."""
+def _load(name: str | None, modality: str | None) -> tuple[Any, MetaTransformerProcessor, str, bool]:
+    """The model and the processor, where they are new for the modality alone; whether its tokenizer is random."""
     if name is None:
         if modality is None:
             raise ValueError("say what the samples are by --modality, or name a saved model by --model.")
@@ -113,30 +116,49 @@ def _load(name: str | None, modality: str | None) -> tuple[Any, MetaTransformerP
             num_hidden_layers=4, initializer_range=0.1, modalities=processor.tokenizer_configs()
         )
         say("Trunk and tokenizer: nano, random weights; --model takes a trained or pretrained one.")
-        return use_device(MetaTransformerModel(config).eval()), processor, modality
+        return use_device(MetaTransformerModel(config).eval()), processor, modality, True
     try:
         processor = MetaTransformerProcessor.from_pretrained(name)
     except (ValueError, OSError):
         processor = None
+    options: dict[str, Any] = {}
     if processor is not None and (modality is None or modality in processor.processors):
-        model: Any = MetaTransformerModel.from_pretrained(name)
-        return use_device(model.eval()), processor, only_modality(processor, modality)
-    if modality is None:
+        modality = only_modality(processor, modality)
+    elif modality is None:
         raise ValueError(f"{name} has no processor; say what the samples are by --modality.")
-    processor = MetaTransformerProcessor(**{modality: True})
-    model = MetaTransformerModel.from_pretrained(
-        name, modalities=processor.tokenizer_configs(), ignore_mismatched_sizes=True
-    )
-    say(f"Trunk: {name}; it has no tokenizer for {modality}, so that one has random weights.")
-    return use_device(model.eval()), processor, modality
+    else:
+        processor = MetaTransformerProcessor(**{modality: True})
+        options = {"modalities": processor.tokenizer_configs(), "ignore_mismatched_sizes": True}
+    model: Any
+    model, info = MetaTransformerModel.from_pretrained(name, output_loading_info=True, **options)
+    new = (*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"]))
+    random = any(key.startswith(f"tokenizers.{modality}.") for key in new)
+    if random:
+        say(f"Trunk: {name}; it has no tokenizer for {modality} that fits, so that one has random weights.")
+    return use_device(model.eval()), processor, modality, random
 
 
 def _fingerprint(model: Any, processor: MetaTransformerProcessor) -> str:
-    """Of all weights, and of what the processor does."""
+    """Of all weights and statistics, and of what the processor does."""
     from ..encoder import fingerprint
 
-    found = fingerprint(dict(model.named_parameters()))
-    return blake2b((found + json.dumps(processor.to_dict(), sort_keys=True)).encode(), digest_size=16).hexdigest()
+    return _digest(fingerprint(model.state_dict()) + json.dumps(processor.to_dict(), sort_keys=True))
+
+
+def _digest(text: str) -> str:
+    return blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _check_finished(output: Path, identity: str) -> None:
+    """Make sure that a table is of these settings; one that does not say so, such as an older one, is kept too."""
+    try:
+        known = read_description(output).get("settings")
+    except ValueError:
+        known = None
+    if known != identity:
+        raise ValueError(
+            f"{output} holds other features, or does not say which; --fresh deletes it, or choose another --output."
+        )
 
 
 def _open(parts: Path, settings: dict[str, Any], output: Path) -> None:

@@ -5,8 +5,10 @@ import pandas as pd
 import pytest
 import torch
 
-from meta_transformer import MetaTransformerModel, MetaTransformerProcessor
-from tests.support.sample_files import write_samples
+from meta_transformer import MetaTransformerConfig, MetaTransformerModel, MetaTransformerProcessor
+from meta_transformer.checkpoints.dataset_card import generate_dataset_card, read_description
+from tests.cli.conftest import TINY
+from tests.support.sample_files import write_samples, write_texts
 
 
 def read(path):
@@ -37,6 +39,31 @@ def test_without_a_model_weights_are_random_and_the_same_for_a_seed(modality, ru
         np.testing.assert_array_equal(features, second[path])
 
 
+def test_a_random_tokenizer_is_told_with_its_seed(run, trunk, texts, tmp_path):
+    output = tmp_path / "f.parquet"
+    assert "random weights" in run(f"embed {texts} -m text --model {trunk} -o {output}")
+    first = read_description(output)
+    text = generate_dataset_card(output, "you/x").text
+    assert "| Tokenizer | random weights" in text
+    assert " --seed 0\n" in text
+    run(f"embed {texts} -m text --model {trunk} -o {output} --seed 1 --fresh")
+    second = read_description(output)
+    assert second["fingerprint"] == first["fingerprint"]  # of the trunk
+    assert second["model_and_processor"] != first["model_and_processor"]
+
+
+def test_a_tokenizer_that_was_saved_without_a_processor_is_not_called_random(run, texts, tmp_path):
+    processor = MetaTransformerProcessor(text=True)
+    model = MetaTransformerModel(MetaTransformerConfig(**TINY, modalities=processor.tokenizer_configs())).eval()
+    model.save_pretrained(tmp_path / "model")
+    assert "random" not in run(f"embed {texts} -m text --model {tmp_path / 'model'} -o {tmp_path / 'f.parquet'}")
+    assert not read_description(tmp_path / "f.parquet")["random_tokenizer"]
+    sample = texts / "cat" / "0.txt"
+    found = read(tmp_path / "f.parquet")[str(sample)].copy()
+    expected = model.get_features(**processor(text=[sample.read_text()]))[0]
+    torch.testing.assert_close(torch.from_numpy(found), expected, atol=1e-5, rtol=1e-5)
+
+
 def test_rows_of_a_table_are_samples(run, trained, tmp_path):
     pd.DataFrame({"text": ["a", "b", "c"]}).to_csv(tmp_path / "t.csv", index=False)
     run(f"embed {tmp_path / 't.csv'} --model {trained} -o {tmp_path / 'f.parquet'}")
@@ -59,6 +86,34 @@ def test_what_is_finished_is_not_computed_again(run, trained, texts, tmp_path):
     before = (tmp_path / "f.parquet").stat().st_mtime_ns
     assert "is finished" in run(command)
     assert (tmp_path / "f.parquet").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("other", ["data", "model"])
+def test_a_finished_table_of_other_data_or_another_model_is_refused(other, run, trained, trunk, texts, tmp_path):
+    output = tmp_path / "f.parquet"
+    run(f"embed {texts} --model {trained} -o {output}")
+    before = output.read_bytes()
+    data = write_texts(tmp_path / "others") if other == "data" else texts
+    model = trunk if other == "model" else trained
+    said = run(f"embed {data} -m text --model {model} -o {output}", code=1)
+    assert "holds other features" in said
+    assert "--fresh" in said
+    assert output.read_bytes() == before
+    run(f"embed {data} -m text --model {model} -o {output} --fresh")
+    assert output.read_bytes() != before
+
+
+def test_a_file_that_does_not_say_what_it_holds_is_kept(run, trained, texts, tmp_path):
+    (tmp_path / "f.parquet").write_text("mine")
+    assert "does not say which" in run(f"embed {texts} --model {trained} -o {tmp_path / 'f.parquet'}", code=1)
+    assert (tmp_path / "f.parquet").read_text() == "mine"
+
+
+def test_fresh_deletes_nothing_if_the_model_cannot_be_loaded(run, trained, texts, tmp_path):
+    output = tmp_path / "f.parquet"
+    run(f"embed {texts} --model {trained} -o {output}")
+    run(f"embed {texts} -m text --model {tmp_path / 'absent'} -o {output} --fresh", code=1)
+    assert output.exists()
 
 
 def test_parts_of_another_model_are_refused(run, trained, texts, tmp_path):
