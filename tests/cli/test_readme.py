@@ -1,5 +1,6 @@
 """The newcomer's path: the six commands of README.md, run by a shell as they stand there."""
 
+import functools
 import os
 import re
 import signal
@@ -70,7 +71,9 @@ class Shell:
 
     def visit(self, command: str) -> str:
         """The page that a command serves until Ctrl-C, which ends it."""
-        process = subprocess.Popen(command, start_new_session=True, **self.options)
+        # Children of tests that run in the background, where a shell ignores Ctrl-C, would ignore it too.
+        listen = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        process = subprocess.Popen(command, start_new_session=True, preexec_fn=listen, **self.options)
         assert process.stdout is not None
         try:
             said = next((line for line in process.stdout if "http" in line), "")
